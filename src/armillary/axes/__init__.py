@@ -1,0 +1,37 @@
+"""The axes of parallelism: one file = one axis, found by discovery, all with the same doors."""
+
+import importlib
+import pkgutil
+from functools import cache
+
+from armillary.axes.door import Axis, Refusal, Shares, Transfer
+from armillary.spec import Layout, ModelGraph, SpecError, nearest
+from armillary.spec.layouts import Layouts
+
+__all__ = ["Axis", "Refusal", "Shares", "Transfer", "admit", "discover"]
+
+
+@cache
+def discover() -> dict[str, Axis]:
+    """The axes by name: every file of this room that defines `AXIS`."""
+    found = {}
+    for entry in pkgutil.iter_modules(__path__):
+        module = importlib.import_module(f"{__name__}.{entry.name}")
+        if hasattr(module, "AXIS"):
+            found[module.AXIS.name] = module.AXIS
+    return found
+
+
+def admit(layout: Layout, graph: ModelGraph | None = None) -> None:
+    """Raise `SpecError` if `layout` names an unknown axis, or an axis cannot serve `graph`."""
+    axes = discover()
+    for name in layout.degrees:
+        if name not in axes:
+            raise SpecError(f"layout.{name}", "unknown axis or setting",
+                            f"the axes are {', '.join(sorted(axes))}", nearest(name, axes))
+    if graph is None:
+        return
+    for axis in axes.values():
+        for refusal in axis.admits(graph, Layouts.of(layout)):
+            if refusal.refused.any():
+                raise refusal.reason

@@ -1,0 +1,65 @@
+"""The data axis: every rank holds the whole model and its own samples; gradients are averaged."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from armillary.axes.door import Refusal, Shares, Transfer, refuse_batch_norm
+from armillary.spec import Layout, ModelGraph
+from armillary.spec.layouts import Layouts
+
+if TYPE_CHECKING:
+    from torch import nn
+    from torch.distributed import DeviceMesh
+
+
+class Data:
+    """Replicas that average their gradients in buckets, during the backward pass.
+
+    Source: Li et al. 2020, "PyTorch Distributed: Experiences on Accelerating Data Parallel
+    Training", VLDB 13(12). Beside the sharded axis the replicas are of shards (HSDP), and
+    `axes/sharded.py` applies both.
+    """
+
+    name = "data"
+    borrows: tuple[str, ...] = ()
+    splits_batch = True
+
+    def admits(self, graph: ModelGraph, layouts: Layouts) -> Sequence[Refusal]:
+        return refuse_batch_norm(self.name, graph, layouts)
+
+    def divides(self, graph: ModelGraph, layouts: Layouts) -> Shares:
+        whole = np.ones(layouts.num_layouts)
+        return Shares(
+            parameters=whole,
+            gradients=whole,
+            optimizer_state=whole,
+            samples=whole / layouts.degree(self.name),
+        )
+
+    def traffic(self, graph: ModelGraph, layouts: Layouts) -> Sequence[Transfer]:
+        replicas = layouts.degree(self.name)
+        return [
+            Transfer(
+                collective="all_reduce",
+                group=(self.name,),
+                bytes=graph.parameter_bytes / layouts.degree("sharded"),
+                per_step=(replicas > 1).astype(np.float64),
+                hidden_behind="backward",
+                path="",
+            )
+        ]
+
+    def apply(
+        self, module: "nn.Module", mesh: "DeviceMesh", layout: Layout, graph: ModelGraph
+    ) -> "nn.Module":
+        if layout.degree("sharded") > 1:
+            return module
+        from torch.distributed._composable.replicate import replicate
+
+        replicate(module, process_group=mesh.get_group(self.name), gradient_as_bucket_view=True)
+        return module
+
+
+AXIS = Data()

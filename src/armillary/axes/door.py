@@ -1,0 +1,96 @@
+"""The doors of an axis, the same for all: what it admits, divides, sends, and how it is applied."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from armillary.spec import Layout, ModelGraph, SpecError
+from armillary.spec.layouts import Layouts
+
+if TYPE_CHECKING:
+    from torch import nn
+    from torch.distributed import DeviceMesh
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Refusal:
+    """Why an axis cannot serve some layouts: `refused` marks the rows, shape [num_layouts]."""
+
+    refused: NDArray[np.bool_]
+    reason: SpecError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Shares:
+    """What part of the whole one rank holds and computes, each of shape [num_layouts], 1 = all.
+
+    The shares of several axes multiply.
+    """
+
+    parameters: NDArray[np.float64]
+    gradients: NDArray[np.float64]
+    optimizer_state: NDArray[np.float64]
+    samples: NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Transfer:
+    """One kind of message that an axis sends in a step, by torch's name of the collective.
+
+    `group` are the axes whose ranks take part. `bytes` is the size of the whole tensor before it
+    is divided over the group, and `per_step` how often it is sent in an optimiser step of one
+    micro batch, both of shape [num_layouts]; `hidden_behind` is the phase it can overlap with.
+    """
+
+    collective: str
+    group: tuple[str, ...]
+    bytes: NDArray[np.float64]
+    per_step: NDArray[np.float64]
+    hidden_behind: str
+    path: str
+
+
+class Axis(Protocol):
+    """One axis of parallelism. A file in this room that defines `AXIS` is found by discovery."""
+
+    name: str
+    borrows: tuple[str, ...]
+    splits_batch: bool
+
+    def admits(self, graph: ModelGraph, layouts: Layouts) -> Sequence[Refusal]:
+        """The layouts that this axis cannot serve, and why."""
+        ...
+
+    def divides(self, graph: ModelGraph, layouts: Layouts) -> Shares:
+        """What one rank holds and computes less of."""
+        ...
+
+    def traffic(self, graph: ModelGraph, layouts: Layouts) -> Sequence[Transfer]:
+        """What the ranks along this axis send each other in one optimiser step."""
+        ...
+
+    def apply(
+        self, module: "nn.Module", mesh: "DeviceMesh", layout: Layout, graph: ModelGraph
+    ) -> "nn.Module":
+        """`module` made parallel along this axis, in place where torch allows it."""
+        ...
+
+
+def refuse_batch_norm(axis: str, graph: ModelGraph, layouts: Layouts) -> list[Refusal]:
+    """Refuse degrees above 1 for a model whose batch norm would see only one rank's samples.
+
+    Source: the worst weight gradient of a batch-normed model under DistributedDataParallel is
+    88 % off the serial one (torch 2.13, gloo); SyncBatchNorm runs on GPUs only.
+    """
+    refused = (layouts.degree(axis) > 1) & graph.has_batch_norm
+    reason = SpecError(
+        f"layout.{axis}",
+        f"degree {int(layouts.degree(axis).max())} for a model with batch norm",
+        "batch norm takes its mean over all samples of a step, a rank sees only its own "
+        "(axes/door.py)",
+        f"use {axis}=1, or group norm or layer norm in the model",
+    )
+    return [Refusal(refused=refused, reason=reason)]

@@ -1,0 +1,57 @@
+"""A module read for its parameters and its repeated blocks."""
+
+from collections import Counter
+from collections.abc import Iterable
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from armillary.spec import Block, ModelGraph
+
+
+def read(module: nn.Module) -> ModelGraph:
+    """`module` as numbers: bytes of its parameters, and the blocks that repeat in it.
+
+    A block is a child of a `ModuleList` or `Sequential` that has a sibling of its own class, holds
+    parameters, and shares none of them with the rest of the model.
+    """
+    num_parameters, parameter_bytes = _weigh(module.parameters())
+    return ModelGraph(
+        name=type(module).__name__,
+        num_parameters=num_parameters,
+        parameter_bytes=parameter_bytes,
+        blocks=tuple(_blocks(module, _count_uses(module))),
+        has_batch_norm=any(isinstance(part, _BatchNorm) for part in module.modules()),
+    )
+
+
+def _weigh(parameters: Iterable[nn.Parameter]) -> tuple[int, int]:
+    unique = list(dict.fromkeys(parameters))
+    return sum(p.numel() for p in unique), sum(p.numel() * p.element_size() for p in unique)
+
+
+def _count_uses(module: nn.Module) -> Counter[nn.Parameter]:
+    return Counter(p for _, p in module.named_parameters(remove_duplicate=False))
+
+
+def _blocks(
+    module: nn.Module, uses: Counter[nn.Parameter], prefix: str = ""
+) -> Iterable[Block]:
+    for name, child in module.named_children():
+        path = f"{prefix}{name}"
+        inside = _count_uses(child)
+        shares_none = all(uses[parameter] == count for parameter, count in inside.items())
+        if _repeats(child, module) and shares_none:
+            num_parameters, parameter_bytes = _weigh(child.parameters())
+            yield Block(path=path, num_parameters=num_parameters, parameter_bytes=parameter_bytes)
+        else:
+            yield from _blocks(child, uses, f"{path}.")
+
+
+def _repeats(child: nn.Module, parent: nn.Module) -> bool:
+    """Whether `child` is one of a chain: a composite module with a sibling of its own class."""
+    if not isinstance(parent, (nn.ModuleList, nn.Sequential)) or not any(child.children()):
+        return False
+    siblings = [other for other in parent.children() if type(other) is type(child)]
+    has_parameters = any(True for _ in child.parameters())
+    return has_parameters and len(siblings) > 1 and not isinstance(child, nn.ModuleList)

@@ -1,0 +1,20 @@
+"""Frozen documents, words and errors: the ground floor, which imports no other room."""
+
+from armillary.spec.document import Document, nearest, write_atomically
+from armillary.spec.error import SpecError
+from armillary.spec.layout import Layout
+from armillary.spec.manifest import Manifest
+from armillary.spec.model_graph import Block, ModelGraph
+from armillary.spec.settings import TrainSettings
+
+__all__ = [
+    "Block",
+    "Document",
+    "Layout",
+    "Manifest",
+    "ModelGraph",
+    "SpecError",
+    "TrainSettings",
+    "nearest",
+    "write_atomically",
+]

@@ -1,0 +1,23 @@
+"""The one error a user's mistake raises."""
+
+
+class SpecError(ValueError):
+    """What was asked for cannot be done: where, what was found, the rule, and the fix.
+
+    Example:
+        >>> print(SpecError("layout.data", "degree 0", "a degree is at least 1", "use data=1"))
+        layout.data: degree 0
+          rule  a degree is at least 1
+          fix   use data=1
+    """
+
+    def __init__(self, where: str, found: str, rule: str, fix: str) -> None:
+        super().__init__(where, found, rule, fix)
+        self.where, self.found, self.rule, self.fix = where, found, rule, fix
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.found}\n  rule  {self.rule}\n  fix   {self.fix}"
+
+    def to_dict(self) -> dict[str, str]:
+        """The four parts by name, for `--json`."""
+        return {"where": self.where, "found": self.found, "rule": self.rule, "fix": self.fix}

@@ -1,0 +1,61 @@
+"""What a training run does, whatever it runs on: batch, length, seeds, and when to look and save."""
+
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
+
+from armillary.spec.document import Document, nearest
+from armillary.spec.error import SpecError
+from armillary.spec.words import parse_value
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainSettings(Document):
+    """The settings of a training run; a layout changes none of them.
+
+    A count of 0 switches off `max_steps`, `clip_norm` and `patience`; `evaluate_every_steps` and
+    `checkpoint_every_steps` of 0 mean once an epoch. `patience` counts evaluations without
+    improvement.
+    """
+
+    what: ClassVar[str] = "settings"
+
+    epochs: int = 10
+    max_steps: int = 0
+    global_batch_size: int = 32
+    seed: int = 0
+    shuffle: bool = True
+    clip_norm: float = 0.0
+    patience: int = 0
+    evaluate_every_steps: int = 0
+    checkpoint_every_steps: int = 0
+    keep_checkpoints: int = 2
+    log_every_steps: int = 1
+    num_workers: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "global_batch_size", "keep_checkpoints", "log_every_steps"):
+            _at_least(name, getattr(self, name), 1)
+        for name in ("max_steps", "clip_norm", "patience", "evaluate_every_steps",
+                     "checkpoint_every_steps", "num_workers", "seed"):
+            _at_least(name, getattr(self, name), 0)
+
+    @classmethod
+    def names(cls) -> tuple[str, ...]:
+        """The names of all settings."""
+        return tuple(f.name for f in fields(cls))
+
+    @classmethod
+    def parse(cls, name: str, text: str) -> Any:
+        """The value of setting `name` that a person wrote as `text`."""
+        defaults = {f.name: f.default for f in fields(cls)}
+        if name not in defaults:
+            raise SpecError(f"settings.{name}", "unknown setting",
+                            "a setting of training, or an option of the recipe, can be set",
+                            nearest(name, defaults))
+        return parse_value(text, defaults[name], f"settings.{name}")
+
+
+def _at_least(name: str, value: float, least: int) -> None:
+    if value < least:
+        raise SpecError(f"settings.{name}", f"{value}", f"{name} is at least {least}",
+                        f"use {name}={least} or more")

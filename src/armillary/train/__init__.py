@@ -1,0 +1,1 @@
+"""Training: ranks, mesh, loop, checkpoints, and the folder that a run leaves."""

@@ -1,0 +1,162 @@
+"""A module, optimiser and loader made parallel: the axes applied in the order of the mesh."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.optim import Optimizer
+from torch.utils._pytree import tree_map_only
+from torch.utils.data import DataLoader
+
+from armillary.axes import admit, discover
+from armillary.feeds import Share
+from armillary.models import read
+from armillary.spec import Layout, ModelGraph, SpecError
+from armillary.train.batches import Feed
+from armillary.train.precision import recompute_blocks
+from armillary.train.world import World, batch_coordinate, build_mesh, pick_device
+
+
+def apply_layout(module: nn.Module, world: World, layout: Layout) -> ModelGraph:
+    """Make `module` parallel as `layout` says, in place; the graph that was read of it.
+
+    Raises: `SpecError` if an axis refuses the model.
+    """
+    graph = read(module)
+    admit(layout, graph)
+    if layout.recompute == "full":
+        recompute_blocks(module, graph)
+    if layout.compile:
+        module.compile()
+    if world.mesh is not None:
+        axes = discover()
+        for name in world.mesh.mesh_dim_names or ():
+            axes[name].apply(module, world.mesh, layout, graph)
+    return graph
+
+
+def parallelize(
+    model: nn.Module,
+    optimizer: Optimizer,
+    loader: DataLoader[Any],
+    layout: Layout | str,
+    *,
+    seed: int = 0,
+) -> tuple[nn.Module, Optimizer, "ParallelLoader"]:
+    """`model`, `optimizer` and `loader` for a loop of one's own, on this launcher's ranks.
+
+    The model is made parallel in place and moved to the rank's device; the optimiser holds its new
+    parameters. The loader yields this rank's part of the batches that `loader` would yield (its
+    batch size is of all ranks), on the rank's device. A loss that is a mean over the samples of
+    the rank's batch gives the gradient of the mean over all ranks' samples, also where the parts
+    differ in size: the gradient that flows into the model's outputs is weighted by the part.
+
+    Raises: `SpecError` if no launcher started the ranks, or the optimiser already holds state.
+
+    Example (under `torchrun --nproc-per-node 4`):
+        model, optimizer, loader = armillary.parallelize(model, optimizer, loader, "data=4")
+        for batch in loader:
+            loss(model(batch)).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    """
+    layout = Layout.parse(layout) if isinstance(layout, str) else layout
+    world = _join_launcher(layout)
+    if optimizer.state:
+        raise SpecError("optimizer", "already holds state", "a layout is applied before training",
+                        "pass a fresh optimizer")
+    model.to(world.device)
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    apply_layout(model, world, layout)
+    renewed = dict(model.named_parameters())
+    for group in optimizer.param_groups:
+        group["params"] = [renewed[names[parameter]] for parameter in group["params"]]
+    parallel_loader = ParallelLoader(loader, world, layout, seed)
+    model.register_forward_hook(parallel_loader.weigh)
+    return model, optimizer, parallel_loader
+
+
+def _join_launcher(layout: Layout) -> World:
+    if not dist.is_initialized():
+        if not dist.is_torchelastic_launched() and layout.num_ranks > 1:
+            raise SpecError("layout", f"{layout} without a launcher",
+                            "a loop of one's own runs on ranks that a launcher started",
+                            f"torchrun --nproc-per-node {layout.num_ranks} my_script.py")
+        if layout.num_ranks > 1:
+            dist.init_process_group()
+    device = pick_device(dist.get_node_local_rank(0) if dist.is_initialized() else 0)
+    if layout.num_ranks == 1:
+        return World(rank=0, num_ranks=1, device=device, mesh=None, batch_index=0, batch_count=1)
+    if dist.get_world_size() != layout.num_ranks:
+        raise SpecError("layout", f"{layout} on {dist.get_world_size()} ranks",
+                        "the product of the degrees is the number of ranks",
+                        "change the layout or the number of ranks")
+    mesh = build_mesh(layout, device)
+    index, count = batch_coordinate(mesh)
+    return World(rank=dist.get_rank(), num_ranks=layout.num_ranks, device=device, mesh=mesh,
+                 batch_index=index, batch_count=count)
+
+
+class ParallelLoader:
+    """This rank's part of a loader's batches; an iteration is an epoch, in an order of its own."""
+
+    def __init__(
+        self, loader: DataLoader[Any], world: World, layout: Layout, seed: int
+    ) -> None:
+        if loader.batch_size is None:
+            raise SpecError("loader", "has a batch sampler of its own",
+                            "the loader's batch size is divided over the ranks",
+                            "pass DataLoader(dataset, batch_size=...)")
+        shuffles = isinstance(loader.sampler, torch.utils.data.RandomSampler)
+        self.device, self.batch_count = world.device, world.batch_count
+        self.weight = 1.0
+        self.feed = Feed(
+            loader.dataset,
+            batch_size=loader.batch_size,
+            share=Share(index=world.batch_index, count=world.batch_count),
+            seed=seed,
+            shuffle=shuffles,
+            collate=loader.collate_fn,
+            num_workers=loader.num_workers,
+            pin_memory=loader.pin_memory,
+        )
+
+    def __len__(self) -> int:
+        return self.feed.num_steps
+
+    def __iter__(self) -> Iterator[Any]:
+        for step in self.feed.steps():
+            for batch, count in step.micro_batches:
+                self.weight = count * self.batch_count / step.num_samples
+                yield to_device(batch, self.device)
+
+    def weigh(self, module: nn.Module, args: Any, outputs: Any) -> Any:
+        """A forward hook: outputs whose gradient is weighted by this rank's part of the batch."""
+        if self.weight == 1.0 or not torch.is_grad_enabled():
+            return outputs
+        return tree_map_only(torch.Tensor, lambda t: _Weighted.apply(t, self.weight), outputs)
+
+
+class _Weighted(torch.autograd.Function):
+    """The identity, whose gradient is multiplied by a number."""
+
+    @staticmethod
+    def forward(ctx: Any, values: torch.Tensor, weight: float) -> torch.Tensor:
+        ctx.weight = weight
+        return values.view_as(values)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return gradients[0] * ctx.weight, None
+
+
+def to_device(batch: Any, device: torch.device, dtype: torch.dtype | None = None) -> Any:
+    """`batch` with its tensors on `device`, those of floating point as `dtype` if given."""
+
+    def moved(tensor: torch.Tensor) -> torch.Tensor:
+        wanted = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
+        return tensor.to(device=device, dtype=wanted, non_blocking=True)
+
+    return tree_map_only(torch.Tensor, moved, batch)

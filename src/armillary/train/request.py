@@ -1,0 +1,146 @@
+"""What a person asked to train, checked before any rank starts."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from armillary.axes import admit
+from armillary.spec import Layout, Manifest, SpecError, TrainSettings
+from armillary.train.recipe import Recipe, load_recipe
+from armillary.train.run_folder import RunFolder
+from armillary.train.trackers import check_trackers
+
+DATA_VARIABLE = "ARMILLARY_DATA"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainRequest:
+    """A run to do: the recipe and its options, layout, settings, folder and device.
+
+    A new run has no `run_path` yet: rank 0 makes its folder in `runs`.
+    """
+
+    recipe_word: str
+    options: Mapping[str, Any]
+    layout: Layout
+    settings: TrainSettings
+    runs: Path = Path("runs")
+    run_path: Path | None = None
+    is_resumed: bool = False
+    device: str = "auto"
+    quiet: bool = False
+    trackers: tuple[str, ...] = ("tensorboard",)
+
+    def load_recipe(self) -> Recipe:
+        """The recipe with the request's options."""
+        return load_recipe(self.recipe_word, self.options)
+
+
+def new_request(
+    recipe_word: str,
+    *,
+    layout: Layout | None = None,
+    assignments: Mapping[str, str] | None = None,
+    data: Path | None = None,
+    runs: Path = Path("runs"),
+    device: str = "auto",
+    quiet: bool = False,
+    trackers: tuple[str, ...] = ("tensorboard",),
+) -> TrainRequest:
+    """A request for a new run, whose folder will be made in `runs`.
+
+    `assignments` are settings and options of the recipe in words, as `--set` takes them.
+
+    Raises: `SpecError` on whatever cannot be done.
+    """
+    layout = layout or Layout()
+    admit(layout)
+    check_trackers(trackers)
+    settings_words = {
+        name: text for name, text in (assignments or {}).items() if name in TrainSettings.names()
+    }
+    options: dict[str, Any] = {
+        name: text for name, text in (assignments or {}).items() if name not in settings_words
+    }
+    recipe = load_recipe(recipe_word)
+    if "path" in recipe.options and "path" not in options:
+        chosen = data or os.environ.get(DATA_VARIABLE)
+        options |= {"path": str(chosen)} if chosen else {}
+    elif data is not None:
+        raise SpecError("--data", str(data), "the recipe reads a path if its data() takes one",
+                        "give data() a parameter `path`, or leave --data out")
+    recipe = load_recipe(recipe_word, options)
+    return TrainRequest(
+        recipe_word=_lasting(recipe_word, recipe),
+        options=recipe.options,
+        layout=layout,
+        settings=_settings(recipe, settings_words),
+        runs=runs,
+        device=device,
+        quiet=quiet,
+        trackers=trackers,
+    )
+
+
+def resumed_request(
+    run: Path,
+    *,
+    layout: Layout | None = None,
+    assignments: Mapping[str, str] | None = None,
+    device: str = "auto",
+    quiet: bool = False,
+    trackers: tuple[str, ...] = ("tensorboard",),
+) -> TrainRequest:
+    """A request to go on with the run in folder `run`, on its own layout or another.
+
+    Only what may change in a run may be set anew: its length, patience and cadence, not what the
+    steps compute.
+
+    Raises: `SpecError` if the folder holds no run, or a setting cannot change.
+    """
+    manifest = RunFolder.open(run).manifest
+    if layout is not None:
+        admit(layout)
+    changed = {}
+    for name, text in (assignments or {}).items():
+        if name not in _MAY_CHANGE:
+            raise SpecError(f"settings.{name}", f"{text} for a run that has begun",
+                            f"a resumed run may change {', '.join(_MAY_CHANGE)}",
+                            "leave it out, or start a new run")
+        changed[name] = TrainSettings.parse(name, text)
+    return TrainRequest(
+        recipe_word=_kept_recipe(run, manifest),
+        options=manifest.options,
+        layout=layout or manifest.layout,
+        settings=replace(manifest.settings, **changed),
+        run_path=run,
+        is_resumed=True,
+        device=device,
+        quiet=quiet,
+        trackers=trackers,
+    )
+
+
+_MAY_CHANGE = ("epochs", "max_steps", "patience", "evaluate_every_steps", "checkpoint_every_steps",
+               "keep_checkpoints", "log_every_steps", "num_workers")
+
+
+def _settings(recipe: Recipe, words: Mapping[str, str]) -> TrainSettings:
+    defaults = TrainSettings.from_dict(dict(recipe.defaults), f"{recipe.name}.settings")
+    return replace(defaults, **{name: TrainSettings.parse(name, t) for name, t in words.items()})
+
+
+def _lasting(word: str, recipe: Recipe) -> str:
+    """A built-in recipe by its name, any other by its absolute path."""
+    return word if word == recipe.name and recipe.source.suffix == ".py" and (
+        not Path(word).exists()) else str(recipe.source)
+
+
+def _kept_recipe(run: Path, manifest: Manifest) -> str:
+    """The recipe as the run kept it; a built-in one by its name."""
+    for kept in (run / "recipe.py", run / "recipe" / "__init__.py"):
+        if kept.is_file() and (Path(manifest.recipe).suffix == ".py"):
+            return str(kept)
+    return manifest.recipe

@@ -1,0 +1,94 @@
+"""The state of a run, as a checkpoint holds it: independent of the layout that wrote it."""
+
+import io
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.optim import Optimizer
+
+from armillary.feeds import FeedState
+from armillary.train.batches import Feed
+from armillary.train.checkpoint import load
+from armillary.train.world import World
+
+
+@dataclass(slots=True)
+class Counters:
+    """How far a run is: steps done, the best monitored value, and evaluations since it."""
+
+    step: int = 0
+    best: float | None = None
+    since_best: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainState:
+    """All that a run needs to go on: model, optimiser, scheduler, scaler, feed and counters.
+
+    Random numbers need no state: they are functions of the seed, the step and the place in the
+    batch (train/step.py) or of the seed, the epoch and the position (train/batches.py).
+    """
+
+    model: nn.Module
+    optimizer: Optimizer
+    scheduler: Any
+    scaler: torch.amp.GradScaler
+    feed: Feed
+    counters: Counters
+
+    def capture(self) -> dict[str, Any]:
+        """The state as a dict that torch's distributed checkpoint writes; tensors not copied."""
+        model, optimizer = get_state_dict(self.model, self.optimizer)
+        return {"model": model, "optimizer": optimizer, "progress": _packed(self._progress())}
+
+    def _progress(self) -> dict[str, Any]:
+        return {
+            "counters": asdict(self.counters),
+            "feed": asdict(self.feed.state),
+            "scheduler": self.scheduler.state_dict() if self.scheduler else {},
+            "scaler": self.scaler.state_dict(),
+        }
+
+    def restore(self, path: Path, world: World) -> None:
+        """Fill model, optimiser, scheduler, scaler, feed and counters from a checkpoint.
+
+        Raises: `SpecError` if the data is not that of the checkpoint.
+        """
+        state = self.capture()
+        load(path, state, serial=world.mesh is None)
+        progress = _unpacked(state["progress"])
+        self.feed.restore(FeedState(**progress["feed"]))
+        set_state_dict(
+            self.model, self.optimizer, model_state_dict=state["model"],
+            optim_state_dict=state["optimizer"],
+        )
+        if self.scheduler:
+            self.scheduler.load_state_dict(progress["scheduler"])
+        if progress["scaler"]:
+            self.scaler.load_state_dict(progress["scaler"])
+        for name, value in progress["counters"].items():
+            setattr(self.counters, name, value)
+
+
+def restore_model(model: nn.Module, path: Path, *, serial: bool) -> None:
+    """Fill the parameters and buffers of `model` from the checkpoint at `path`, in place."""
+    from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_model_state_dict
+
+    state = {"model": get_model_state_dict(model)}
+    load(path, state, serial=serial)
+    set_model_state_dict(model, state["model"])
+
+
+def _packed(values: dict[str, Any]) -> bytes:
+    content = io.BytesIO()
+    torch.save(values, content)
+    return content.getvalue()
+
+
+def _unpacked(content: bytes) -> dict[str, Any]:
+    values: dict[str, Any] = torch.load(io.BytesIO(content), weights_only=True)
+    return values

@@ -1,0 +1,125 @@
+"""The ranks of a run: who this process is, its device, and the mesh that the layout asks for."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+import torch
+import torch.distributed as dist
+
+from armillary.axes import discover
+from armillary.spec import Layout, SpecError
+
+if TYPE_CHECKING:
+    from torch.distributed import DeviceMesh
+
+COLLECTIVE_TIMEOUT = timedelta(minutes=10)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class World:
+    """This process among the ranks: `mesh` is None for a serial run, which needs no group."""
+
+    rank: int
+    num_ranks: int
+    device: torch.device
+    mesh: "DeviceMesh | None"
+    batch_index: int
+    batch_count: int
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is rank 0, which alone writes and prints."""
+        return self.rank == 0
+
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        """`values` summed over the ranks that split the batch; same shape, on every rank.
+
+        Ranks that hold the same samples count once.
+        """
+        if self.mesh is None:
+            return values
+        copies = self.num_ranks // self.batch_count
+        on_device = values.to(self.device)
+        dist.all_reduce(on_device)
+        return (on_device / copies).to(values.device)
+
+
+def pick_device(local_rank: int, name: str = "auto") -> torch.device:
+    """The device of a rank: the accelerator with the number of its local rank, or the CPU.
+
+    Raises: `SpecError` if the named device is not there.
+    """
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    if name == "cpu" or (name == "auto" and accelerator is None):
+        return torch.device("cpu")
+    if accelerator is None or name not in ("auto", accelerator.type):
+        raise SpecError("device", f"{name!r} is not available",
+                        "a device is one that this torch build finds",
+                        f"use auto, cpu{f' or {accelerator.type}' if accelerator else ''}")
+    num_devices = torch.accelerator.device_count()
+    if local_rank >= num_devices:
+        raise SpecError("layout", f"local rank {local_rank} of {num_devices} devices",
+                        "every rank has a device of its own",
+                        f"use at most {num_devices} ranks a node, or --device cpu")
+    return torch.device(accelerator.type, local_rank)
+
+
+@contextlib.contextmanager
+def join(layout: Layout, device_name: str = "auto") -> Iterator[World]:
+    """The world that `layout` asks for, entered by this process and left at the end.
+
+    The process group is that of the launcher's variables (RANK, WORLD_SIZE, LOCAL_RANK,
+    MASTER_ADDR, MASTER_PORT); a layout of one rank needs none.
+    """
+    device = pick_device(int(os.environ.get("LOCAL_RANK", "0")), device_name)
+    if device.type != "cpu":
+        torch.accelerator.set_device_index(device.index)
+    if layout.num_ranks == 1:
+        yield World(rank=0, num_ranks=1, device=device, mesh=None, batch_index=0, batch_count=1)
+        return
+    dist.init_process_group(_backends(device), timeout=COLLECTIVE_TIMEOUT)
+    try:
+        yield _meet(layout, device)
+    finally:
+        dist.destroy_process_group()
+
+
+def _backends(device: torch.device) -> str:
+    """The device's own backend, and gloo on the CPU for checkpoints beside it."""
+    if device.type == "cpu":
+        return "gloo"
+    return f"cpu:gloo,{device.type}:{dist.get_default_backend_for_device(device)}"
+
+
+def _meet(layout: Layout, device: torch.device) -> World:
+    if dist.get_world_size() != layout.num_ranks:
+        raise SpecError("layout", f"{layout} is for {layout.num_ranks} ranks, the launcher started "
+                        f"{dist.get_world_size()}",
+                        "the product of the degrees is the number of ranks",
+                        "change the layout or the number of ranks")
+    mesh = build_mesh(layout, device)
+    index, count = batch_coordinate(mesh)
+    return World(rank=dist.get_rank(), num_ranks=layout.num_ranks, device=device, mesh=mesh,
+                 batch_index=index, batch_count=count)
+
+
+def build_mesh(layout: Layout, device: torch.device) -> "DeviceMesh":
+    """The device mesh of `layout`: one dim an axis of degree above 1, in the layout's order."""
+    axes = {axis: degree for axis, degree in layout.degrees.items() if degree > 1}
+    return dist.init_device_mesh(device.type, tuple(axes.values()), mesh_dim_names=tuple(axes))
+
+
+def batch_coordinate(mesh: "DeviceMesh") -> tuple[int, int]:
+    """Which part of every batch this rank computes: (index, count) over the axes that split it."""
+    axes = discover()
+    index, count = 0, 1
+    for name in mesh.mesh_dim_names or ():
+        if axes[name].splits_batch:
+            size = mesh.size((mesh.mesh_dim_names or ()).index(name))
+            index = index * size + mesh.get_local_rank(name)
+            count *= size
+    return index, count
