@@ -65,8 +65,16 @@ class Evaluator:
             predictions=predictions,
         )
 
+    def predict(self, model: nn.Module) -> Predictions:
+        """The recipe's predictions alone, on rank 0, of samples that may have no truth."""
+        model.eval()
+        _, parts = self._forward_all(model, with_loss=False)
+        return self._gather(parts)
+
     @torch.no_grad()
-    def _forward_all(self, model: nn.Module) -> tuple[torch.Tensor, list[Columns]]:
+    def _forward_all(
+        self, model: nn.Module, *, with_loss: bool = True
+    ) -> tuple[torch.Tensor, list[Columns]]:
         sums = torch.zeros(2, dtype=torch.float64)
         predict = self.recipe.find("predict")
         steps = []
@@ -75,12 +83,10 @@ class Evaluator:
             for batch, num_samples in step.micro_batches:
                 batch = to_device(batch, self.world.device, self.precision.dtype)
                 with self.precision.autocast():
-                    found = self.recipe.loss(model, batch)
+                    found = self.recipe.loss(model, batch) if with_loss else 0.0
                     outputs = predict(model, batch) if predict else {}
                 if num_samples:
-                    is_sum = isinstance(found, tuple)
-                    total, units = found if is_sum else (found * num_samples, num_samples)
-                    sums += torch.tensor([float(total), float(units)], dtype=torch.float64)
+                    sums += _loss_sums(found, num_samples)
                     parts.append(_split_samples(outputs, num_samples))
             steps.append(_joined(parts))
         return sums, steps
@@ -110,6 +116,13 @@ class Evaluator:
         if self.world.mesh is not None:
             dist.broadcast_object_list(values)
         return values[0]
+
+
+def _loss_sums(found: Any, num_samples: int) -> torch.Tensor:
+    """(sum of the loss, number of units) of a batch, from the mean or sum that `loss` gave."""
+    is_sum = isinstance(found, tuple)
+    total, units = found if is_sum else (found * num_samples, num_samples)
+    return torch.tensor([float(total), float(units)], dtype=torch.float64)
 
 
 def _split_samples(outputs: Mapping[str, torch.Tensor], num_samples: int) -> Columns:

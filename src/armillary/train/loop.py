@@ -50,6 +50,13 @@ class Outcome:
     num_steps: int
     loss: float
     message: str
+    is_writer: bool = True
+
+    def to_dict(self) -> dict[str, Any]:
+        """The outcome for a program; a loss that is no number is None."""
+        return {"exit_code": self.exit_code, "run": str(self.run_path),
+                "num_steps": self.num_steps, "message": self.message,
+                "loss": self.loss if math.isfinite(self.loss) else None}
 
 
 def train_rank(request: TrainRequest) -> Outcome:
@@ -274,7 +281,8 @@ class Trainer:
             dist.barrier()
         assert self.request.run_path is not None
         return Outcome(exit_code=exit_code, run_path=self.request.run_path,
-                       num_steps=self.counters.step, loss=loss, message=message)
+                       num_steps=self.counters.step, loss=loss, message=message,
+                       is_writer=self.world.is_first)
 
     def _test(self) -> None:
         """Evaluate the best checkpoint on the test split and keep its predictions."""

@@ -1,0 +1,232 @@
+"""The door: words in, one call, print. Rooms are imported inside the words that need them."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from armillary.spec import Layout, SpecError
+from armillary.spec.words import parse_assignments
+
+BAD_INPUT, CRASHED = 2, 1
+
+app = typer.Typer(
+    name="armillary",
+    help="Train one scientific PyTorch model across a whole machine as if it were one.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, for programs.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, xpu or mps.")]
+
+
+@app.command()
+def train(
+    recipe: Annotated[str, typer.Argument(help="A Python file, or a built-in recipe.")] = "",
+    layout: Annotated[
+        str, typer.Option(help="Degrees of the axes and how a step is cut: data=2,sharded=2,"
+                          "micro_batch_size=8,precision=bfloat16,recompute=full,compile=true.")
+    ] = "",
+    assign: Annotated[
+        list[str] | None, typer.Option("--set", help="A setting or an option of the recipe: "
+                                       "epochs=5, global_batch_size=64. Repeatable.")
+    ] = None,
+    data: Annotated[Path | None, typer.Option(help="Where the recipe's data lie; otherwise "
+                                              "ARMILLARY_DATA.")] = None,
+    runs: Annotated[Path, typer.Option(help="Where run folders are made.")] = Path("runs"),
+    resume: Annotated[Path | None, typer.Option(help="Go on with the run in this folder.")] = None,
+    device: Device = "auto",
+    tracker: Annotated[
+        list[str] | None, typer.Option(help="tensorboard (default), mlflow or wandb. Repeatable.")
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Train a recipe: a file of your own, or a built-in one.
+
+    Examples:
+
+    armillary train my_case.py
+
+    armillary train weather --layout data=2 --set epochs=5
+
+    armillary train --resume runs/weather-20260101-120000 --layout sharded=4
+    """
+    from armillary.train.launch import train as run_training
+    from armillary.train.request import new_request, resumed_request
+
+    chosen = Layout.parse(layout) if layout else None
+    words = parse_assignments(assign or [], "--set")
+    trackers = tuple(tracker or ["tensorboard"])
+    if resume is not None:
+        _refuse_both(recipe)
+        request = resumed_request(resume, layout=chosen, assignments=words, device=device,
+                                  quiet=quiet or as_json, trackers=trackers)
+    else:
+        request = new_request(recipe, layout=chosen, assignments=words, data=data, runs=runs,
+                              device=device, quiet=quiet or as_json, trackers=trackers)
+    outcome = run_training(request)
+    if outcome.is_writer:
+        _conclude(outcome, as_json)
+    raise typer.Exit(outcome.exit_code)
+
+
+def _refuse_both(recipe: str) -> None:
+    if recipe:
+        raise SpecError("--resume", f"given beside the recipe {recipe!r}",
+                        "a run goes on with the recipe it keeps", "leave the recipe out")
+
+
+def _conclude(outcome: Any, as_json: bool) -> None:
+    """Compare with the rivals, write the report, and say how the run ended."""
+    from armillary.train.report import write_report
+
+    if outcome.exit_code == 0:
+        _compare(outcome.run_path)
+    report_path = write_report(outcome.run_path) if _is_run(outcome.run_path) else None
+    if as_json:
+        _print_json(outcome.to_dict() | {"report": str(report_path) if report_path else None})
+        return
+    print(f"{outcome.message}: {outcome.num_steps} steps, {outcome.run_path}", file=sys.stderr)
+    if report_path:
+        print(f"report {report_path}")
+
+
+def _is_run(path: Path) -> bool:
+    return (path / "manifest.json").is_file()
+
+
+def _compare(run: Path) -> None:
+    from armillary.audit import compare
+    from armillary.train.request import resumed_request
+    from armillary.train.results import write_results
+    from armillary.train.run_folder import RunFolder
+
+    results = write_results(run, resumed_request(run).load_recipe())
+    if results is not None:
+        evaluation = compare(results.predictions, results.rivals, results.metrics, results.groups)
+        RunFolder(run).write_json("evaluation.json", evaluation)
+
+
+@app.command()
+def predict(
+    run: Annotated[Path, typer.Argument(help="The folder of a trained run.")],
+    data: Annotated[Path, typer.Argument(help="Data that the recipe's read() understands.")],
+    out: Annotated[Path, typer.Option(help="A .parquet, .csv or .npz file to write.")],
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Write a trained run's predictions on other data as a table.
+
+    Example: armillary predict runs/fusion-20260101-120000 shots.npz --out scores.parquet
+    """
+    from armillary.train.predict import predict as write_predictions
+
+    written = write_predictions(run, data, out, device=device)
+    if as_json:
+        _print_json(written)
+        return
+    for message in written["passed_over"]:
+        print(message, file=sys.stderr)
+    print(f"{written['num_rows']:,} rows of {', '.join(written['columns'])} -> {written['out']}")
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(help="The folder of a run, also one that goes on.")],
+    as_json: Json = False,
+) -> None:
+    """Write report.html of a run, or print what it says as JSON.
+
+    Example: armillary report runs/weather-20260101-120000
+    """
+    from armillary.train.report import summary, write_report
+    from armillary.train.run_folder import RunFolder
+
+    RunFolder.open(run)
+    path = write_report(run)
+    _print_json(summary(run) | {"report": str(path)}) if as_json else print(path)
+
+
+@app.command()
+def recipes(as_json: Json = False) -> None:
+    """List the built-in recipes."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from armillary.train.recipe import built_in_recipes
+
+    found = built_in_recipes()
+    if as_json:
+        _print_json(found)
+        return
+    table = Table("recipe", "what it does", box=None)
+    for name, line in found.items():
+        table.add_row(name, line)
+    Console().print(table)
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Say what this machine offers to a run, what is missing, and how to get it."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from armillary.train.doctor import examine
+
+    found = examine()
+    if as_json:
+        _print_json(found)
+        return
+    table = Table(box=None, show_header=False)
+    for topic, value in found.items():
+        if topic != "missing":
+            table.add_row(f"[bold]{topic.replace('_', ' ')}", _in_words(value))
+    for entry in found["missing"]:
+        table.add_row("[yellow]missing", f"{entry['name']}: for {entry['for']}; {entry['get']}")
+    Console().print(table)
+
+
+def _in_words(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_in_words(entry)}" for name, entry in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "none"
+    return {True: "yes", False: "no", None: "none"}.get(value, str(value)) if (
+        value is None or isinstance(value, bool)) else str(value)
+
+
+def _print_json(values: Any) -> None:
+    print(json.dumps(values, indent=2, default=str))
+
+
+def _fail(error: Exception, exit_code: int) -> NoReturn:
+    """Say what went wrong, as text or, where a program asked for it, as JSON."""
+    if "--json" in sys.argv and isinstance(error, SpecError):
+        _print_json({"error": error.to_dict()})
+    else:
+        print(error, file=sys.stderr)
+    raise SystemExit(exit_code)
+
+
+def main() -> None:
+    """The command `armillary`: exit code 0 done, 2 bad input, 1 crashed, 3 loss not finite,
+    75 interrupted and saved."""
+    try:
+        app()
+    except SpecError as error:
+        _fail(error, BAD_INPUT)
+    except RuntimeError as error:
+        if type(error).__name__ != "RankError":
+            raise
+        _fail(error, CRASHED)
+
+
+if __name__ == "__main__":
+    main()
