@@ -30,15 +30,23 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda, xpu or mps.")]
 def train(
     recipe: Annotated[str, typer.Argument(help="A Python file, or a built-in recipe.")] = "",
     layout: Annotated[
-        str, typer.Option(help="Degrees of the axes and how a step is cut: data=2,sharded=2,"
-                          "micro_batch_size=8,precision=bfloat16,recompute=full,compile=true.")
+        str,
+        typer.Option(
+            help="Degrees of the axes and how a step is cut: data=2,sharded=2,"
+            "micro_batch_size=8,precision=bfloat16,recompute=full,compile=true."
+        ),
     ] = "",
     assign: Annotated[
-        list[str] | None, typer.Option("--set", help="A setting or an option of the recipe: "
-                                       "epochs=5, global_batch_size=64. Repeatable.")
+        list[str] | None,
+        typer.Option(
+            "--set",
+            help="A setting or an option of the recipe: "
+            "epochs=5, global_batch_size=64. Repeatable.",
+        ),
     ] = None,
-    data: Annotated[Path | None, typer.Option(help="Where the recipe's data lie; otherwise "
-                                              "ARMILLARY_DATA.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Where the recipe's data lie; otherwise ARMILLARY_DATA.")
+    ] = None,
     runs: Annotated[Path, typer.Option(help="Where run folders are made.")] = Path("runs"),
     resume: Annotated[Path | None, typer.Option(help="Go on with the run in this folder.")] = None,
     device: Device = "auto",
@@ -58,20 +66,37 @@ def train(
 
     armillary train --resume runs/weather-20260101-120000 --layout sharded=4
     """
+    from armillary.train.failure import telling_once
     from armillary.train.launch import train as run_training
     from armillary.train.request import new_request, resumed_request
 
-    chosen = Layout.parse(layout) if layout else None
-    words = parse_assignments(assign or [], "--set")
+    quiet = quiet or as_json
     trackers = tuple(tracker or ["tensorboard"])
-    if resume is not None:
-        _refuse_both(recipe)
-        request = resumed_request(resume, layout=chosen, assignments=words, device=device,
-                                  quiet=quiet or as_json, trackers=trackers)
-    else:
-        request = new_request(recipe, layout=chosen, assignments=words, data=data, runs=runs,
-                              device=device, quiet=quiet or as_json, trackers=trackers)
-    outcome = run_training(request)
+    with telling_once():
+        chosen = Layout.parse(layout) if layout else None
+        words = parse_assignments(assign or [], "--set")
+        if resume is not None:
+            _refuse_both(recipe)
+            request = resumed_request(
+                resume,
+                layout=chosen,
+                assignments=words,
+                device=device,
+                quiet=quiet,
+                trackers=trackers,
+            )
+        else:
+            request = new_request(
+                recipe,
+                layout=chosen,
+                assignments=words,
+                data=data,
+                runs=runs,
+                device=device,
+                quiet=quiet,
+                trackers=trackers,
+            )
+        outcome = run_training(request)
     if outcome.is_writer:
         _conclude(outcome, as_json)
     raise typer.Exit(outcome.exit_code)
@@ -79,8 +104,12 @@ def train(
 
 def _refuse_both(recipe: str) -> None:
     if recipe:
-        raise SpecError("--resume", f"given beside the recipe {recipe!r}",
-                        "a run goes on with the recipe it keeps", "leave the recipe out")
+        raise SpecError(
+            "--resume",
+            f"given beside the recipe {recipe!r}",
+            "a run goes on with the recipe it keeps",
+            "leave the recipe out",
+        )
 
 
 def _conclude(outcome: Any, as_json: bool) -> None:
@@ -198,8 +227,11 @@ def _in_words(value: Any) -> str:
         return ", ".join(f"{name} {_in_words(entry)}" for name, entry in value.items())
     if isinstance(value, list):
         return ", ".join(map(str, value)) or "none"
-    return {True: "yes", False: "no", None: "none"}.get(value, str(value)) if (
-        value is None or isinstance(value, bool)) else str(value)
+    return (
+        {True: "yes", False: "no", None: "none"}.get(value, str(value))
+        if (value is None or isinstance(value, bool))
+        else str(value)
+    )
 
 
 def _print_json(values: Any) -> None:
@@ -216,13 +248,16 @@ def _fail(error: Exception, exit_code: int) -> NoReturn:
 
 
 def main() -> None:
-    """The command `armillary`: exit code 0 done, 2 bad input, 1 crashed, 3 loss not finite,
-    75 interrupted and saved."""
+    """The command `armillary`; exit codes: 0 done, 1 crashed, 2 bad input, 3 loss not finite,
+    75 interrupted and saved.
+    """
     try:
         app()
     except SpecError as error:
         _fail(error, BAD_INPUT)
     except RuntimeError as error:
+        if type(error).__name__ == "ToldElsewhere":
+            raise SystemExit(CRASHED) from None
         if type(error).__name__ != "RankError":
             raise
         _fail(error, CRASHED)

@@ -27,8 +27,12 @@ def admit(layout: Layout, graph: ModelGraph | None = None) -> None:
     axes = discover()
     for name in layout.degrees:
         if name not in axes:
-            raise SpecError(f"layout.{name}", "unknown axis or setting",
-                            f"the axes are {', '.join(sorted(axes))}", nearest(name, axes))
+            raise SpecError(
+                f"layout.{name}",
+                "unknown axis or setting",
+                f"the axes are {', '.join(sorted(axes))}",
+                nearest(name, axes),
+            )
     if graph is None:
         return
     for axis in axes.values():

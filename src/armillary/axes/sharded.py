@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from armillary.axes.door import Refusal, Shares, Transfer, refuse_batch_norm
-from armillary.spec import Layout, ModelGraph
+from armillary.spec import Layout, ModelGraph, SpecError
 from armillary.spec.layouts import Layouts
 
 if TYPE_CHECKING:
@@ -49,10 +49,17 @@ class Sharded:
         if path:
             gathers.append(("all_gather_into_tensor", "backward", is_sent))
         return [
-            Transfer(collective=collective, group=(self.name,), bytes=whole, per_step=times,
-                     hidden_behind=phase, path=path)
+            Transfer(
+                collective=collective,
+                group=(self.name,),
+                bytes=whole,
+                per_step=times,
+                hidden_behind=phase,
+                path=path,
+            )
             for collective, phase, times in [
-                *gathers, ("reduce_scatter_tensor", "backward", is_sent)
+                *gathers,
+                ("reduce_scatter_tensor", "backward", is_sent),
             ]
         ]
 
@@ -61,12 +68,25 @@ class Sharded:
     ) -> "nn.Module":
         from torch.distributed.fsdp import fully_shard
 
-        replicas = layout.degree("data") > 1
-        shard_mesh = mesh["data", self.name] if replicas else mesh[self.name]
+        shard_mesh = mesh[self.name]
+        if layout.degree("data") > 1:
+            shard_mesh = mesh[_replicas_outside(mesh.mesh_dim_names or ())]
         for block in graph.blocks:
             fully_shard(module.get_submodule(block.path), mesh=shard_mesh)
         fully_shard(module, mesh=shard_mesh)
         return module
+
+
+def _replicas_outside(axes: tuple[str, ...]) -> tuple[str, str]:
+    if axes.index("data") > axes.index("sharded"):
+        raise SpecError(
+            "layout.sharded",
+            "named before data",
+            "axes are named outermost first, and replicas are of whole sets of shards "
+            "(axes/sharded.py)",
+            "name data before sharded",
+        )
+    return ("data", "sharded")
 
 
 AXIS = Sharded()

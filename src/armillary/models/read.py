@@ -34,9 +34,7 @@ def _count_uses(module: nn.Module) -> Counter[nn.Parameter]:
     return Counter(p for _, p in module.named_parameters(remove_duplicate=False))
 
 
-def _blocks(
-    module: nn.Module, uses: Counter[nn.Parameter], prefix: str = ""
-) -> Iterable[Block]:
+def _blocks(module: nn.Module, uses: Counter[nn.Parameter], prefix: str = "") -> Iterable[Block]:
     for name, child in module.named_children():
         path = f"{prefix}{name}"
         inside = _count_uses(child)

@@ -73,7 +73,9 @@ class Document:
         for name in found:
             if name not in names:
                 raise SpecError(
-                    f"{where}.{name}", "unknown key", f"a {cls.what} has only its own keys",
+                    f"{where}.{name}",
+                    "unknown key",
+                    f"a {cls.what} has only its own keys",
                     nearest(name, names),
                 )
         checked = {
@@ -91,11 +93,16 @@ class Document:
         try:
             values = json.loads(text)
         except json.JSONDecodeError as error:
-            raise SpecError(where, f"not JSON: {error}", "documents are JSON",
-                            "restore the file") from None
+            raise SpecError(
+                where, f"not JSON: {error}", "documents are JSON", "restore the file"
+            ) from None
         if not isinstance(values, dict):
-            raise SpecError(where, f"a JSON {type(values).__name__}", "a document is a JSON object",
-                            "restore the file")
+            raise SpecError(
+                where,
+                f"a JSON {type(values).__name__}",
+                "a document is a JSON object",
+                "restore the file",
+            )
         return cls.from_dict(values, where)
 
     @classmethod
@@ -104,8 +111,12 @@ class Document:
         try:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise SpecError(str(path), f"cannot be read: {error}", f"a {cls.what} is a JSON file",
-                            "check the path") from None
+            raise SpecError(
+                str(path),
+                f"cannot be read: {error}",
+                f"a {cls.what} is a JSON file",
+                "check the path",
+            ) from None
         return cls.from_json(text, path.name)
 
 
@@ -158,12 +169,17 @@ def _scalar(value: Any, hint: type, where: str) -> Any:
         return float(value)
     if hint is int and is_number and float(value).is_integer():
         return int(value)
-    _require(isinstance(value, hint) and not (hint is int and isinstance(value, bool)),
-             value, hint.__name__, where)
+    _require(
+        isinstance(value, hint) and not (hint is int and isinstance(value, bool)),
+        value,
+        hint.__name__,
+        where,
+    )
     return value
 
 
 def _require(holds: bool, value: Any, wanted: str, where: str) -> None:
     if not holds:
-        raise SpecError(where, f"{value!r}", f"the value is of type {wanted}",
-                        f"give a value of type {wanted}")
+        raise SpecError(
+            where, f"{value!r}", f"the value is of type {wanted}", f"give a value of type {wanted}"
+        )

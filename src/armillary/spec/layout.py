@@ -37,13 +37,19 @@ class Layout(Document):
     def __post_init__(self) -> None:
         for axis, degree in self.degrees.items():
             if degree < 1:
-                raise SpecError(f"layout.{axis}", f"degree {degree}",
-                                "a degree is the number of ranks along an axis, at least 1",
-                                f"use {axis}=1, or leave {axis} out")
+                raise SpecError(
+                    f"layout.{axis}",
+                    f"degree {degree}",
+                    "a degree is the number of ranks along an axis, at least 1",
+                    f"use {axis}=1, or leave {axis} out",
+                )
         if self.micro_batch_size < 0:
-            raise SpecError("layout.micro_batch_size", f"{self.micro_batch_size}",
-                            "a micro batch has at least one sample; 0 means as many as fit",
-                            "use 0, or a positive number of samples")
+            raise SpecError(
+                "layout.micro_batch_size",
+                f"{self.micro_batch_size}",
+                "a micro batch has at least one sample; 0 means as many as fit",
+                "use 0, or a positive number of samples",
+            )
         _one_of("precision", self.precision, PRECISIONS)
         _one_of("recompute", self.recompute, RECOMPUTES)
 
@@ -86,5 +92,9 @@ class Layout(Document):
 
 def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
-        raise SpecError(f"layout.{name}", repr(value), f"{name} is one of {', '.join(choices)}",
-                        nearest(value, choices))
+        raise SpecError(
+            f"layout.{name}",
+            repr(value),
+            f"{name} is one of {', '.join(choices)}",
+            nearest(value, choices),
+        )

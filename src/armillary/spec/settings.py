@@ -35,8 +35,15 @@ class TrainSettings(Document):
     def __post_init__(self) -> None:
         for name in ("epochs", "global_batch_size", "keep_checkpoints", "log_every_steps"):
             _at_least(name, getattr(self, name), 1)
-        for name in ("max_steps", "clip_norm", "patience", "evaluate_every_steps",
-                     "checkpoint_every_steps", "num_workers", "seed"):
+        for name in (
+            "max_steps",
+            "clip_norm",
+            "patience",
+            "evaluate_every_steps",
+            "checkpoint_every_steps",
+            "num_workers",
+            "seed",
+        ):
             _at_least(name, getattr(self, name), 0)
 
     @classmethod
@@ -49,13 +56,20 @@ class TrainSettings(Document):
         """The value of setting `name` that a person wrote as `text`."""
         defaults = {f.name: f.default for f in fields(cls)}
         if name not in defaults:
-            raise SpecError(f"settings.{name}", "unknown setting",
-                            "a setting of training, or an option of the recipe, can be set",
-                            nearest(name, defaults))
+            raise SpecError(
+                f"settings.{name}",
+                "unknown setting",
+                "a setting of training, or an option of the recipe, can be set",
+                nearest(name, defaults),
+            )
         return parse_value(text, defaults[name], f"settings.{name}")
 
 
 def _at_least(name: str, value: float, least: int) -> None:
     if value < least:
-        raise SpecError(f"settings.{name}", f"{value}", f"{name} is at least {least}",
-                        f"use {name}={least} or more")
+        raise SpecError(
+            f"settings.{name}",
+            f"{value}",
+            f"{name} is at least {least}",
+            f"use {name}={least} or more",
+        )

@@ -18,8 +18,12 @@ def parse_assignments(words: list[str], where: str) -> dict[str, str]:
         if not (name and equals and value):
             raise SpecError(where, repr(word), "each entry is name=value", "write it as name=value")
         if name in values:
-            raise SpecError(f"{where}.{name}", f"given twice: {values[name]} and {value}",
-                            "a name stands once", "remove one of them")
+            raise SpecError(
+                f"{where}.{name}",
+                f"given twice: {values[name]} and {value}",
+                "a name stands once",
+                "remove one of them",
+            )
         values[name] = value
     return values
 
@@ -39,5 +43,9 @@ def parse_value(text: str, like: Any, where: str) -> Any:
     try:
         return kind(text)
     except (TypeError, ValueError):
-        raise SpecError(where, repr(text), f"the value is of type {kind.__name__}",
-                        f"give a value such as {like!r}") from None
+        raise SpecError(
+            where,
+            repr(text),
+            f"the value is of type {kind.__name__}",
+            f"give a value such as {like!r}",
+        ) from None

@@ -71,8 +71,12 @@ class Feed:
     @property
     def state(self) -> FeedState:
         """Where the feed stands."""
-        return FeedState(epoch=self.epoch, position=self.position, seed=self.order.seed,
-                         fingerprint=self.fingerprint)
+        return FeedState(
+            epoch=self.epoch,
+            position=self.position,
+            seed=self.order.seed,
+            fingerprint=self.fingerprint,
+        )
 
     def restore(self, state: FeedState) -> None:
         """Go on from `state`.
@@ -81,9 +85,12 @@ class Feed:
         """
         for name, own in (("fingerprint", self.fingerprint), ("seed", self.order.seed)):
             if getattr(state, name) != own:
-                raise SpecError(f"feed.{name}", f"{getattr(state, name)} in the checkpoint, {own} "
-                                "now", "a run goes on with the data and seed it began with",
-                                "restore the data or the seed, or start a new run")
+                raise SpecError(
+                    f"feed.{name}",
+                    f"{getattr(state, name)} in the checkpoint, {own} now",
+                    "a run goes on with the data and seed it began with",
+                    "restore the data or the seed, or start a new run",
+                )
         self.epoch, self.position = state.epoch, state.position
 
     def steps(self) -> Iterator[Step]:
@@ -117,10 +124,12 @@ class Feed:
         try:
             return self.collate(samples)
         except (RuntimeError, TypeError) as error:
-            raise SpecError("recipe.collate", f"the samples do not make a batch: {error}",
-                            "the samples of a batch have equal shapes, or collate() joins them",
-                            "set `collate = armillary.pad_collate`, or write collate(samples)"
-                            ) from error
+            raise SpecError(
+                "recipe.collate",
+                f"the samples do not make a batch: {error}",
+                "the samples of a batch have equal shapes, or collate() joins them",
+                "set `collate = armillary.pad_collate`, or write collate(samples)",
+            ) from error
 
 
 class _Keys:

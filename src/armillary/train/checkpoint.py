@@ -57,9 +57,7 @@ class Checkpoints:
         if self._group is not None:
             dist.barrier(group=self._group)
 
-    def save(
-        self, step: int, state: dict[str, Any], best: dict[str, Any] | None = None
-    ) -> float:
+    def save(self, step: int, state: dict[str, Any], best: dict[str, Any] | None = None) -> float:
         """Begin to save `state` as that after `step` steps; seconds that training was held up.
 
         The state is copied before this returns and written afterwards. `best` says why it is the
@@ -196,9 +194,12 @@ def newest_whole(folder: Path) -> tuple[int, list[str]]:
         if fault is None:
             return step, passed_over
         passed_over.append(f"checkpoint step-{step:08d} passed over: {fault}")
-    raise SpecError("checkpoints", "; ".join(passed_over) or f"none in {folder}",
-                    "a run goes on from an undamaged checkpoint",
-                    "start a new run, or restore the checkpoint's files")
+    raise SpecError(
+        "checkpoints",
+        "; ".join(passed_over) or f"none in {folder}",
+        "a run goes on from an undamaged checkpoint",
+        "start a new run, or restore the checkpoint's files",
+    )
 
 
 def load(path: Path, state: dict[str, Any], *, group: Any = None, serial: bool = False) -> None:
@@ -218,9 +219,12 @@ def _unwritable(folder: Path, error: BaseException) -> SpecError:
     while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None:
         causes.append(cause)
     reason = next((str(c) for c in reversed(causes) if isinstance(c, OSError)), str(error))
-    return SpecError("checkpoints", f"{folder.parent} cannot be written: {reason}",
-                     "a run saves its state as it goes; what was saved before is kept",
-                     "free space or name another place with --runs, then --resume the run")
+    return SpecError(
+        "checkpoints",
+        f"{folder.parent} cannot be written: {reason}",
+        "a run saves its state as it goes; what was saved before is kept",
+        "free space or name another place with --runs, then --resume the run",
+    )
 
 
 def _hashes_path(folder: Path, rank: int) -> Path:

@@ -33,7 +33,8 @@ def examine() -> dict[str, Any]:
         "versions": versions(),
         "hardware": hardware(torch.device(device.type, 0) if device.type != "cpu" else device, 1),
         "torch_build": {
-            "cuda": torch.version.cuda, "hip": torch.version.hip,
+            "cuda": torch.version.cuda,
+            "hip": torch.version.hip,
             "threads": torch.get_num_threads(),
             "default_backend": dist.get_default_backend_for_device(device.type),
         },
@@ -55,10 +56,14 @@ def _devices(device: torch.device) -> list[str]:
 
 
 def _has_backend(name: str) -> bool:
-    return bool({
-        "gloo": dist.is_gloo_available, "nccl": dist.is_nccl_available,
-        "xccl": dist.is_xccl_available, "mpi": dist.is_mpi_available,
-    }[name]())
+    return bool(
+        {
+            "gloo": dist.is_gloo_available,
+            "nccl": dist.is_nccl_available,
+            "xccl": dist.is_xccl_available,
+            "mpi": dist.is_mpi_available,
+        }[name]()
+    )
 
 
 def _launcher() -> dict[str, Any]:
@@ -80,6 +85,11 @@ def _missing() -> list[dict[str, str]]:
         if importlib.util.find_spec(name) is None
     ]
     if not any(shutil.which(name) for name in COMPILERS):
-        missing.append({"name": "a C++ compiler", "for": "layouts with compile=true",
-                        "get": "install g++ from the system's packages"})
+        missing.append(
+            {
+                "name": "a C++ compiler",
+                "for": "layouts with compile=true",
+                "get": "install g++ from the system's packages",
+            }
+        )
     return missing

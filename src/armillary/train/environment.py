@@ -30,7 +30,10 @@ def git_state(folder: Path) -> dict[str, Any]:
 
     def git(*words: str) -> str:
         return subprocess.run(
-            ["git", "-C", str(folder), *words], capture_output=True, text=True, check=True,
+            ["git", "-C", str(folder), *words],
+            capture_output=True,
+            text=True,
+            check=True,
             timeout=10,
         ).stdout.strip()
 
@@ -58,8 +61,9 @@ def hardware(device: torch.device, num_ranks: int) -> dict[str, Any]:
         "num_cores": os.cpu_count() or 1,
         "threads_per_rank": torch.get_num_threads(),
         "memory_bytes": _memory_bytes(),
-        "invocation": " ".join(Path(word).name if i == 0 else word
-                               for i, word in enumerate(sys.argv)),
+        "invocation": " ".join(
+            Path(word).name if i == 0 else word for i, word in enumerate(sys.argv)
+        ),
     }
 
 

@@ -131,11 +131,17 @@ def _split_samples(outputs: Mapping[str, torch.Tensor], num_samples: int) -> Col
     columns = {}
     for name, tensor in outputs.items():
         if len(tensor) != num_samples:
-            raise SpecError(f"recipe.predict[{name!r}]", f"{len(tensor)} rows for {num_samples} "
-                            "samples", "the first dim of a prediction is the sample",
-                            "return one row a sample")
-        array = tensor.detach().float().cpu().numpy() if tensor.dtype in _HALF else (
-            tensor.detach().cpu().numpy())
+            raise SpecError(
+                f"recipe.predict[{name!r}]",
+                f"{len(tensor)} rows for {num_samples} samples",
+                "the first dim of a prediction is the sample",
+                "return one row a sample",
+            )
+        array = (
+            tensor.detach().float().cpu().numpy()
+            if tensor.dtype in _HALF
+            else (tensor.detach().cpu().numpy())
+        )
         is_padded = lengths is not None and array.ndim > 1
         columns[name] = [
             row[: int(lengths[i])] if lengths is not None and is_padded else row

@@ -52,17 +52,21 @@ class Journal:
             self.folder.write_start(self._manifest(), self.recipe.files)
         parameters = {"layout": str(self.request.layout)} | self.request.settings.to_dict()
         self.trackers = open_trackers(
-            self.request.trackers, self.folder.path, self.recipe.name,
+            self.request.trackers,
+            self.folder.path,
+            self.recipe.name,
             parameters | dict(self.request.options),
         )
         self.progress = ProgressReport(
             quiet=self.request.quiet, num_steps=self.num_steps, done=done
         )
-        self._say(f"{self.recipe.name}: {self.graph.num_parameters:,} parameters, "
-                  f"{len(self.splits['train']):,} samples, {self.num_steps:,} steps, "
-                  f"{self.request.layout} on {self.world.num_ranks} "
-                  f"{self.world.device.type} rank{'s' * (self.world.num_ranks > 1)} "
-                  f"-> {self.folder.path}")
+        self._say(
+            f"{self.recipe.name}: {self.graph.num_parameters:,} parameters, "
+            f"{len(self.splits['train']):,} samples, {self.num_steps:,} steps, "
+            f"{self.request.layout} on {self.world.num_ranks} "
+            f"{self.world.device.type} rank{'s' * (self.world.num_ranks > 1)} "
+            f"-> {self.folder.path}"
+        )
 
     def _manifest(self) -> Manifest:
         return Manifest(
@@ -82,23 +86,40 @@ class Journal:
         )
 
     def step(
-        self, index: int, step: Step, result: StepResult, step_s: float,
-        phases_s: dict[str, float], learning_rate: float,
+        self,
+        index: int,
+        step: Step,
+        result: StepResult,
+        step_s: float,
+        phases_s: dict[str, float],
+        learning_rate: float,
     ) -> None:
         """Record the step that was the `index`-th."""
         if not self._is_writer:
             return
         line = {
-            "kind": "step", "time_s": self._time_s(), "step": index, "epoch": step.epoch,
-            "position": step.start + step.num_samples, "loss": result.loss,
-            "learning_rate": learning_rate, "grad_norm": result.grad_norm,
-            "samples": step.num_samples, "step_s": step_s,
+            "kind": "step",
+            "time_s": self._time_s(),
+            "step": index,
+            "epoch": step.epoch,
+            "position": step.start + step.num_samples,
+            "loss": result.loss,
+            "learning_rate": learning_rate,
+            "grad_norm": result.grad_norm,
+            "samples": step.num_samples,
+            "step_s": step_s,
             "phases_s": phases_s | {"other": max(step_s - sum(phases_s.values()), 0.0)},
             "memory_bytes": measured_memory_bytes(self.world.device),
         }
         self.folder.append(line)
-        self._track({"train/loss": result.loss, "train/learning_rate": learning_rate,
-                     "train/samples_per_s": step.num_samples / step_s}, index)
+        self._track(
+            {
+                "train/loss": result.loss,
+                "train/learning_rate": learning_rate,
+                "train/samples_per_s": step.num_samples / step_s,
+            },
+            index,
+        )
         if self.progress is not None:
             self.progress.step(line)
 
@@ -106,11 +127,18 @@ class Journal:
         """Record an evaluation of the state after `index` steps; keep a test's predictions."""
         if not self._is_writer:
             return
-        self.folder.append({
-            "kind": "evaluation", "time_s": self._time_s(), "step": index, "epoch": epoch,
-            "split": split, "loss": evaluation.loss, "metrics": dict(evaluation.metrics),
-            "evaluation_s": evaluation.evaluation_s,
-        })
+        self.folder.append(
+            {
+                "kind": "evaluation",
+                "time_s": self._time_s(),
+                "step": index,
+                "epoch": epoch,
+                "split": split,
+                "loss": evaluation.loss,
+                "metrics": dict(evaluation.metrics),
+                "evaluation_s": evaluation.evaluation_s,
+            }
+        )
         values = {"loss": evaluation.loss} | dict(evaluation.metrics)
         self._track({f"{split}/{name}": value for name, value in values.items()}, index)
         if split == "test" and evaluation.predictions:
@@ -121,15 +149,23 @@ class Journal:
     def checkpoint(self, index: int, save_s: float) -> None:
         """Record that a checkpoint of the state after `index` steps was begun."""
         if self._is_writer:
-            self.folder.append({"kind": "checkpoint", "time_s": self._time_s(), "step": index,
-                                "save_s": save_s})
+            self.folder.append(
+                {"kind": "checkpoint", "time_s": self._time_s(), "step": index, "save_s": save_s}
+            )
 
     def event(self, index: int, what: str, message: str) -> None:
         """Record and say what happened after `index` steps."""
         if not self._is_writer:
             return
-        self.folder.append({"kind": "event", "time_s": self._time_s(), "step": index,
-                            "what": what, "message": message})
+        self.folder.append(
+            {
+                "kind": "event",
+                "time_s": self._time_s(),
+                "step": index,
+                "what": what,
+                "message": message,
+            }
+        )
         if what != "best":
             self._say(f"{what}: {message}")
 

@@ -1,25 +1,22 @@
 """Where ranks come from: a launcher's, if one started this process, or ranks of our own."""
 
-import json
 import logging
 import multiprocessing
 import os
 import shutil
 import signal
 import tempfile
-import time
-import traceback
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from armillary.spec import SpecError
 from armillary.train.checkpoint import saved_steps
+from armillary.train.failure import first_error, leave_error
 from armillary.train.loop import INTERRUPTED, Outcome, train_rank
 from armillary.train.recipe import load_recipe
 from armillary.train.request import TrainRequest
@@ -27,16 +24,10 @@ from armillary.train.run_folder import RunFolder
 
 SHUTDOWN_TIMEOUT_S = 60
 FOREIGN_LAUNCHERS = {
-    "SLURM_STEP_NUM_TASKS": "srun", "OMPI_COMM_WORLD_SIZE": "Open MPI", "PMI_SIZE": "MPICH",
+    "SLURM_STEP_NUM_TASKS": "srun",
+    "OMPI_COMM_WORLD_SIZE": "Open MPI",
+    "PMI_SIZE": "MPICH",
 }
-
-
-class RankError(RuntimeError):
-    """A rank failed of something that is not the user's mistake: its traceback, and its rank."""
-
-    def __init__(self, rank: int, text: str) -> None:
-        super().__init__(f"rank {rank} failed\n{text}")
-        self.rank = rank
 
 
 def launcher_world_size() -> int | None:
@@ -48,11 +39,14 @@ def launcher_world_size() -> int | None:
         return int(os.environ["WORLD_SIZE"])
     for variable, launcher in FOREIGN_LAUNCHERS.items():
         if int(os.environ.get(variable, "1")) > 1:
-            raise SpecError("launcher", f"{launcher} started {os.environ[variable]} processes "
-                            f"({variable}) without RANK and WORLD_SIZE",
-                            "ranks are named by torchrun's variables",
-                            "start one torchrun a node, or set RANK, WORLD_SIZE, LOCAL_RANK, "
-                            "MASTER_ADDR and MASTER_PORT")
+            raise SpecError(
+                "launcher",
+                f"{launcher} started {os.environ[variable]} processes "
+                f"({variable}) without RANK and WORLD_SIZE",
+                "ranks are named by torchrun's variables",
+                "start one torchrun a node, or set RANK, WORLD_SIZE, LOCAL_RANK, "
+                "MASTER_ADDR and MASTER_PORT",
+            )
     return None
 
 
@@ -64,10 +58,12 @@ def train(request: TrainRequest) -> Outcome:
     world_size = launcher_world_size()
     num_ranks = request.layout.num_ranks
     if world_size is not None and world_size != num_ranks:
-        raise SpecError("layout", f"{request.layout} is for {num_ranks} ranks, the launcher "
-                        f"started {world_size}",
-                        "the product of the degrees is the number of ranks",
-                        f"use a layout such as data={world_size}")
+        raise SpecError(
+            "layout",
+            f"{request.layout} is for {num_ranks} ranks, the launcher started {world_size}",
+            "the product of the degrees is the number of ranks",
+            f"use a layout such as data={world_size}",
+        )
     if world_size is not None or num_ranks == 1:
         return train_rank(request)
     if request.run_path is None:
@@ -83,14 +79,22 @@ def _train_on_own_ranks(request: TrainRequest) -> Outcome:
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     assert request.run_path is not None
-    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
+    for name in ("torch.distributed", "torch.multiprocessing"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     multiprocessing.set_forkserver_preload(["armillary.train.loop"])
     with tempfile.TemporaryDirectory(prefix="armillary-") as errors, _loopback():
         config = LaunchConfig(
-            min_nodes=1, max_nodes=1, nproc_per_node=request.layout.num_ranks,
-            run_id=uuid.uuid4().hex, rdzv_backend="c10d", rdzv_endpoint="localhost:0",
-            local_addr="localhost", max_restarts=0, start_method="forkserver",
-            monitor_interval=0.05, shutdown_timeout=SHUTDOWN_TIMEOUT_S,
+            min_nodes=1,
+            max_nodes=1,
+            nproc_per_node=request.layout.num_ranks,
+            run_id=uuid.uuid4().hex,
+            rdzv_backend="c10d",
+            rdzv_endpoint="localhost:0",
+            local_addr="localhost",
+            max_restarts=0,
+            start_method="forkserver",
+            monitor_interval=0.05,
+            shutdown_timeout=SHUTDOWN_TIMEOUT_S,
         )
         try:
             outcomes: Mapping[int, Outcome] = elastic_launch(config, run_rank)(request, errors)
@@ -99,73 +103,33 @@ def _train_on_own_ranks(request: TrainRequest) -> Outcome:
             return _interrupted(request.run_path, stopped.sigval)
         except ChildFailedError as failed:
             ranks = {rank: failure.exitcode for rank, failure in failed.failures.items()}
-            raise _first_error(Path(errors), ranks) from None
+            raise first_error(Path(errors), ranks) from None
         finally:
             shutil.rmtree(config.logs_specs.root_log_dir or "", ignore_errors=True)
 
 
 def run_rank(request: TrainRequest, errors: str) -> Outcome:
     """One rank's whole life; an error is left in the folder `errors`, for the parent to show."""
-    cores = os.cpu_count() or 1
-    if "OMP_NUM_THREADS" not in _given_by_user():
-        torch.set_num_threads(max(1, cores // request.layout.num_ranks))
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // request.layout.num_ranks))
     try:
         return train_rank(request)
     except BaseException as error:
-        _leave_error(Path(errors), int(os.environ["RANK"]), error)
+        leave_error(Path(errors), int(os.environ["RANK"]), error)
         raise
-
-
-def _given_by_user() -> set[str]:
-    """The variables that were set before torch's launcher added its own."""
-    return set(os.environ) if os.environ.get("OMP_NUM_THREADS", "1") != "1" else set()
-
-
-def _leave_error(folder: Path, rank: int, error: BaseException) -> None:
-    content = {
-        "time": time.time(), "rank": rank,
-        "spec": error.to_dict() if isinstance(error, SpecError) else None,
-        "is_lost_peer": is_lost_peer(error),
-        "traceback": traceback.format_exc(),
-    }
-    (folder / f"{rank}.json").write_text(json.dumps(content), encoding="utf-8")
-
-
-def is_lost_peer(error: BaseException) -> bool:
-    """Whether `error` only tells that another rank is gone."""
-    if isinstance(error, torch.distributed.DistError):
-        return True
-    words = ("Connection closed by peer", "Connection reset by peer", "Broken pipe",
-             "Timed out waiting", "Connection refused", "failed to connect")
-    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
-
-
-def _first_error(folder: Path, exit_codes: Mapping[int, int]) -> Exception:
-    """The error that brought the ranks down: the earliest that is no mere loss of a peer."""
-    found = [json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("*.json")]
-    causes = sorted((e for e in found if not e["is_lost_peer"]), key=lambda e: e["time"])
-    killed = {rank: -code for rank, code in exit_codes.items() if code < 0
-              and -code not in (signal.SIGTERM, signal.SIGINT)}
-    if killed and not causes:
-        rank, number = next(iter(killed.items()))
-        return RankError(rank, f"killed by {signal.Signals(number).name}; what was saved is whole, "
-                         "go on with --resume")
-    if not causes:
-        causes = sorted(found, key=lambda e: e["time"])
-    if not causes:
-        rank, code = next(iter(exit_codes.items()))
-        return RankError(rank, f"left with exit code {code} and no error")
-    if causes[0]["spec"] is not None:
-        return SpecError(**causes[0]["spec"])
-    return RankError(causes[0]["rank"], causes[0]["traceback"])
 
 
 def _interrupted(run_path: Path, number: int) -> Outcome:
     """The outcome after a signal: the ranks have saved and left, or were made to leave."""
     steps = saved_steps(run_path / "checkpoints")
     message = "interrupted; saved, go on with --resume" if steps else "interrupted before a save"
-    return Outcome(exit_code=INTERRUPTED, run_path=run_path, num_steps=max(steps, default=0),
-                   loss=float("nan"), message=f"{signal.Signals(number).name}: {message}")
+    return Outcome(
+        exit_code=INTERRUPTED,
+        run_path=run_path,
+        num_steps=max(steps, default=0),
+        loss=float("nan"),
+        message=f"{signal.Signals(number).name}: {message}",
+    )
 
 
 @contextmanager
@@ -181,5 +145,3 @@ def _loopback() -> Iterator[None]:
         yield
     finally:
         del os.environ[variable]
-
-

@@ -54,9 +54,13 @@ class Outcome:
 
     def to_dict(self) -> dict[str, Any]:
         """The outcome for a program; a loss that is no number is None."""
-        return {"exit_code": self.exit_code, "run": str(self.run_path),
-                "num_steps": self.num_steps, "message": self.message,
-                "loss": self.loss if math.isfinite(self.loss) else None}
+        return {
+            "exit_code": self.exit_code,
+            "run": str(self.run_path),
+            "num_steps": self.num_steps,
+            "message": self.message,
+            "loss": self.loss if math.isfinite(self.loss) else None,
+        }
 
 
 def train_rank(request: TrainRequest) -> Outcome:
@@ -89,9 +93,7 @@ def _agree_on_folder(request: TrainRequest, recipe: Recipe, world: World) -> Pat
 class Trainer:
     """One rank's run: what it trains, feeds, evaluates and saves."""
 
-    def __init__(
-        self, request: TrainRequest, recipe: Recipe, world: World, wish: StopWish
-    ) -> None:
+    def __init__(self, request: TrainRequest, recipe: Recipe, world: World, wish: StopWish) -> None:
         assert request.run_path is not None
         self.request, self.recipe, self.world, self.wish = request, recipe, world, wish
         self.settings: TrainSettings = request.settings
@@ -103,8 +105,11 @@ class Trainer:
         self.feed = Feed(
             self.splits["train"],
             batch_size=self.settings.global_batch_size,
-            share=Share(index=world.batch_index, count=world.batch_count,
-                        micro_batch_size=request.layout.micro_batch_size),
+            share=Share(
+                index=world.batch_index,
+                count=world.batch_count,
+                micro_batch_size=request.layout.micro_batch_size,
+            ),
             seed=self.settings.seed,
             shuffle=self.settings.shuffle,
             collate=recipe.find("collate"),
@@ -115,11 +120,17 @@ class Trainer:
         self.state = self._build_state()
         self.evaluator = self._evaluator("validation")
         self.journal = Journal(request, recipe, world, self.graph, self.splits, self.num_steps)
-        self.checkpoints = Checkpoints(request.run_path / "checkpoints", world,
-                                       self.settings.keep_checkpoints)
+        self.checkpoints = Checkpoints(
+            request.run_path / "checkpoints", world, self.settings.keep_checkpoints
+        )
         self.stepper = Stepper(
-            model=self.model, loss=recipe.loss, optimizer=self.state.optimizer, world=world,
-            precision=self.precision, phases=self.phases, clip_norm=self.settings.clip_norm,
+            model=self.model,
+            loss=recipe.loss,
+            optimizer=self.state.optimizer,
+            world=world,
+            precision=self.precision,
+            phases=self.phases,
+            clip_norm=self.settings.clip_norm,
             seed=self.settings.seed,
         )
 
@@ -129,8 +140,12 @@ class Trainer:
         np.random.seed(self.settings.seed & 0xFFFF_FFFF)
         model = self.recipe.model()
         if not isinstance(model, nn.Module):
-            raise SpecError("recipe.model", f"returned {type(model).__name__}",
-                            "model() returns a torch.nn.Module", "return the module")
+            raise SpecError(
+                "recipe.model",
+                f"returned {type(model).__name__}",
+                "model() returns a torch.nn.Module",
+                "return the module",
+            )
         return model.to(device=self.world.device, dtype=self.precision.dtype).train()
 
     def _build_state(self) -> TrainState:
@@ -146,8 +161,13 @@ class Trainer:
         )
 
     def _evaluator(self, split: str) -> Evaluator:
-        return Evaluator(self.recipe, self.splits[split], self.world, self.precision,
-                         self.settings.global_batch_size)
+        return Evaluator(
+            self.recipe,
+            self.splits[split],
+            self.world,
+            self.precision,
+            self.settings.global_batch_size,
+        )
 
     def _count_steps(self) -> int:
         num_steps = self.settings.epochs * self.feed.num_steps
@@ -219,8 +239,9 @@ class Trainer:
         self.counters.step += 1
         phases_s = self.phases.take()
         if self.counters.step % self.settings.log_every_steps == 0:
-            self.journal.step(self.counters.step, step, result, step_s, phases_s,
-                              float(learning_rate))
+            self.journal.step(
+                self.counters.step, step, result, step_s, phases_s, float(learning_rate)
+            )
 
     def _is_due(self, every_steps: int) -> bool:
         """Whether a cadence falls on this step; 0 means at the end of an epoch."""
@@ -265,10 +286,12 @@ class Trainer:
     def _stop_not_finite(self, step: Step, result: StepResult, saved: int) -> Outcome:
         """Save the state before the step that went wrong, if it is sound, and say which batch."""
         self.feed.position, self.feed.epoch = step.start, step.epoch
-        message = (f"loss {result.loss}, gradient norm {result.grad_norm} at step "
-                   f"{self.counters.step + 1}: epoch {step.epoch}, positions {step.start} to "
-                   f"{step.start + step.num_samples - 1}, samples "
-                   f"{self.journal.name_samples(self.feed, step)}")
+        message = (
+            f"loss {result.loss}, gradient norm {result.grad_norm} at step "
+            f"{self.counters.step + 1}: epoch {step.epoch}, positions {step.start} to "
+            f"{step.start + step.num_samples - 1}, samples "
+            f"{self.journal.name_samples(self.feed, step)}"
+        )
         sound = torch.tensor([float(all(bool(p.isfinite().all()) for p in _local(self.model)))])
         if float(self.world.sum(sound)) == self.world.batch_count and saved != self.counters.step:
             self._save()
@@ -280,9 +303,14 @@ class Trainer:
         if self.world.mesh is not None:
             dist.barrier()
         assert self.request.run_path is not None
-        return Outcome(exit_code=exit_code, run_path=self.request.run_path,
-                       num_steps=self.counters.step, loss=loss, message=message,
-                       is_writer=self.world.is_first)
+        return Outcome(
+            exit_code=exit_code,
+            run_path=self.request.run_path,
+            num_steps=self.counters.step,
+            loss=loss,
+            message=message,
+            is_writer=self.world.is_first,
+        )
 
     def _test(self) -> None:
         """Evaluate the best checkpoint on the test split and keep its predictions."""
@@ -293,8 +321,12 @@ class Trainer:
             path = checkpoint_path(folder, step)
             fault = find_fault(path)
             if fault is not None:
-                raise SpecError("checkpoints", f"{path.name}: {fault}",
-                                "the test uses the best checkpoint", "resume the run")
+                raise SpecError(
+                    "checkpoints",
+                    f"{path.name}: {fault}",
+                    "the test uses the best checkpoint",
+                    "resume the run",
+                )
             restore_model(self.model, path, serial=self.world.mesh is None)
         evaluation = self._evaluator("test").run(self.model)
         self.journal.evaluation(step, self.feed.epoch, "test", evaluation)

@@ -65,8 +65,12 @@ def parallelize(
     layout = Layout.parse(layout) if isinstance(layout, str) else layout
     world = _join_launcher(layout)
     if optimizer.state:
-        raise SpecError("optimizer", "already holds state", "a layout is applied before training",
-                        "pass a fresh optimizer")
+        raise SpecError(
+            "optimizer",
+            "already holds state",
+            "a layout is applied before training",
+            "pass a fresh optimizer",
+        )
     model.to(world.device)
     names = {parameter: name for name, parameter in model.named_parameters()}
     apply_layout(model, world, layout)
@@ -81,34 +85,47 @@ def parallelize(
 def _join_launcher(layout: Layout) -> World:
     if not dist.is_initialized():
         if not dist.is_torchelastic_launched() and layout.num_ranks > 1:
-            raise SpecError("layout", f"{layout} without a launcher",
-                            "a loop of one's own runs on ranks that a launcher started",
-                            f"torchrun --nproc-per-node {layout.num_ranks} my_script.py")
+            raise SpecError(
+                "layout",
+                f"{layout} without a launcher",
+                "a loop of one's own runs on ranks that a launcher started",
+                f"torchrun --nproc-per-node {layout.num_ranks} my_script.py",
+            )
         if layout.num_ranks > 1:
             dist.init_process_group()
     device = pick_device(dist.get_node_local_rank(0) if dist.is_initialized() else 0)
     if layout.num_ranks == 1:
         return World(rank=0, num_ranks=1, device=device, mesh=None, batch_index=0, batch_count=1)
     if dist.get_world_size() != layout.num_ranks:
-        raise SpecError("layout", f"{layout} on {dist.get_world_size()} ranks",
-                        "the product of the degrees is the number of ranks",
-                        "change the layout or the number of ranks")
+        raise SpecError(
+            "layout",
+            f"{layout} on {dist.get_world_size()} ranks",
+            "the product of the degrees is the number of ranks",
+            "change the layout or the number of ranks",
+        )
     mesh = build_mesh(layout, device)
     index, count = batch_coordinate(mesh)
-    return World(rank=dist.get_rank(), num_ranks=layout.num_ranks, device=device, mesh=mesh,
-                 batch_index=index, batch_count=count)
+    return World(
+        rank=dist.get_rank(),
+        num_ranks=layout.num_ranks,
+        device=device,
+        mesh=mesh,
+        batch_index=index,
+        batch_count=count,
+    )
 
 
 class ParallelLoader:
     """This rank's part of a loader's batches; an iteration is an epoch, in an order of its own."""
 
-    def __init__(
-        self, loader: DataLoader[Any], world: World, layout: Layout, seed: int
-    ) -> None:
+    def __init__(self, loader: DataLoader[Any], world: World, layout: Layout, seed: int) -> None:
         if loader.batch_size is None:
-            raise SpecError("loader", "has a batch sampler of its own",
-                            "the loader's batch size is divided over the ranks",
-                            "pass DataLoader(dataset, batch_size=...)")
+            raise SpecError(
+                "loader",
+                "has a batch sampler of its own",
+                "the loader's batch size is divided over the ranks",
+                "pass DataLoader(dataset, batch_size=...)",
+            )
         shuffles = isinstance(loader.sampler, torch.utils.data.RandomSampler)
         self.device, self.batch_count = world.device, world.batch_count
         self.weight = 1.0

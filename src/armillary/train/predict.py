@@ -26,15 +26,19 @@ def predict(run: Path, data: Path, out: Path, *, device: str = "auto") -> dict[s
     format is unknown.
     """
     if out.suffix not in FORMATS:
-        raise SpecError("--out", out.name, f"a table is one of {', '.join(FORMATS)}",
-                        f"use {out.stem}.parquet")
+        raise SpecError(
+            "--out", out.name, f"a table is one of {', '.join(FORMATS)}", f"use {out.stem}.parquet"
+        )
     request = resumed_request(run)
     recipe = request.load_recipe()
     for name in ("read", "rows", "predict"):
         if recipe.find(name) is None:
-            raise SpecError(f"{recipe.name}.{name}", "missing",
-                            "predicting needs predict(model, batch), read(path) and "
-                            "rows(predictions, dataset)", f"add `def {name}(...)` to the recipe")
+            raise SpecError(
+                f"{recipe.name}.{name}",
+                "missing",
+                "predicting needs predict(model, batch), read(path) and rows(predictions, dataset)",
+                f"add `def {name}(...)` to the recipe",
+            )
     dataset = recipe.module.read(str(data))
     chosen = pick_device(0, device)
     world = World(rank=0, num_ranks=1, device=chosen, mesh=None, batch_index=0, batch_count=1)
@@ -45,8 +49,14 @@ def predict(run: Path, data: Path, out: Path, *, device: str = "auto") -> dict[s
     evaluator = Evaluator(recipe, dataset, world, precision, request.settings.global_batch_size)
     columns = recipe.module.rows(evaluator.predict(model), dataset)
     _write_table(columns, out)
-    return {"run": str(run), "step": step, "out": str(out), "passed_over": passed_over,
-            "num_rows": len(next(iter(columns.values()))), "columns": list(columns)}
+    return {
+        "run": str(run),
+        "step": step,
+        "out": str(out),
+        "passed_over": passed_over,
+        "num_rows": len(next(iter(columns.values()))),
+        "columns": list(columns),
+    }
 
 
 def _choose_checkpoint(folder: Path) -> tuple[int, list[str]]:
@@ -68,9 +78,12 @@ def _write_table(columns: dict[str, np.ndarray], out: Path) -> None:
         import pyarrow.csv
         import pyarrow.parquet
     except ImportError:
-        raise SpecError("--out", f"{out.suffix} needs the package pyarrow",
-                        "Parquet and CSV are written by pyarrow",
-                        "pip install 'armillary[fusion]', or use .npz") from None
+        raise SpecError(
+            "--out",
+            f"{out.suffix} needs the package pyarrow",
+            "Parquet and CSV are written by pyarrow",
+            "pip install 'armillary[fusion]', or use .npz",
+        ) from None
     table = pyarrow.table({name: np.asarray(values) for name, values in columns.items()})
     if out.suffix == ".csv":
         pyarrow.csv.write_csv(table, out)

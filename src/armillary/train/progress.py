@@ -22,9 +22,13 @@ class ProgressReport:
         self._bar: Progress | None = None
         if self._is_live:
             self._bar = Progress(
-                TextColumn("step"), MofNCompleteColumn(), BarColumn(bar_width=None),
-                TextColumn("{task.fields[shown]}"), TimeRemainingColumn(),
-                console=self.console, refresh_per_second=4,
+                TextColumn("step"),
+                MofNCompleteColumn(),
+                BarColumn(bar_width=None),
+                TextColumn("{task.fields[shown]}"),
+                TimeRemainingColumn(),
+                console=self.console,
+                refresh_per_second=4,
             )
             self._task = self._bar.add_task("train", total=num_steps, completed=done, shown="")
             self._bar.start()
@@ -34,16 +38,20 @@ class ProgressReport:
         now_s = time.monotonic()
         if self._bar is None and now_s - self._logged_s < LOG_EVERY_S:
             return
-        shown = (f"loss {line['loss']:.4g}  {line['samples'] / line['step_s']:,.0f} samples/s  "
-                 f"{line['memory_bytes'] / 2**20:,.0f} MiB")
+        shown = (
+            f"loss {line['loss']:.4g}  {line['samples'] / line['step_s']:,.0f} samples/s  "
+            f"{line['memory_bytes'] / 2**20:,.0f} MiB"
+        )
         if self._bar is not None:
             self._bar.update(self._task, completed=line["step"], shown=shown)
             return
         self._logged_s = now_s
         done = max(line["step"] - self._first_step, 1)
         left_s = (now_s - self._started_s) / done * (self._num_steps - line["step"])
-        self.say(f"step {line['step']}/{self._num_steps}  epoch {line['epoch']}  {shown}  "
-                 f"{left_s:.0f} s left")
+        self.say(
+            f"step {line['step']}/{self._num_steps}  epoch {line['epoch']}  {shown}  "
+            f"{left_s:.0f} s left"
+        )
 
     def say(self, message: str) -> None:
         """Show a message above the bar, or as a line of the log."""

@@ -105,17 +105,24 @@ def load_recipe(word: str, options: Mapping[str, str] | None = None) -> Recipe:
     source, module = _import(word)
     for name in REQUIRED:
         if not callable(getattr(module, name, None)):
-            raise SpecError(f"{source.name}.{name}", "missing",
-                            f"a recipe defines {', '.join(REQUIRED)}",
-                            f"add `def {name}({_PARAMETERS[name]}): ...`")
+            raise SpecError(
+                f"{source.name}.{name}",
+                "missing",
+                f"a recipe defines {', '.join(REQUIRED)}",
+                f"add `def {name}({_PARAMETERS[name]}): ...`",
+            )
     defaults = _option_defaults(module.model) | _option_defaults(module.data)
     for name in options or {}:
         if name not in defaults:
-            raise SpecError(f"{source.stem}.{name}", "unknown setting or option",
-                            "an option is a parameter with a default of model() or data()",
-                            nearest(name, [*defaults, *TrainSettings.names()]))
+            raise SpecError(
+                f"{source.stem}.{name}",
+                "unknown setting or option",
+                "an option is a parameter with a default of model() or data()",
+                nearest(name, [*defaults, *TrainSettings.names()]),
+            )
     given = {
-        name: text if not isinstance(text, str)
+        name: text
+        if not isinstance(text, str)
         else parse_value(text, defaults[name], f"{source.stem}.{name}")
         for name, text in (options or {}).items()
     }
@@ -135,6 +142,13 @@ def _option_defaults(function: Callable[..., Any]) -> dict[str, Any]:
 
 
 def _import(word: str) -> tuple[Path, ModuleType]:
+    if not word:
+        raise SpecError(
+            "recipe",
+            "missing",
+            "training needs a recipe, or --resume and a run",
+            "name a Python file, or one of `armillary recipes`",
+        )
     path = Path(word)
     if path.is_dir():
         path = path / "__init__.py"
@@ -142,11 +156,16 @@ def _import(word: str) -> tuple[Path, ModuleType]:
     if not looks_like_path:
         return _import_built_in(word)
     if not path.is_file():
-        raise SpecError("recipe", f"no file {word}", "a recipe is a Python file or a built-in name",
-                        "check the path, or see `armillary recipes`")
+        raise SpecError(
+            "recipe",
+            f"no file {word}",
+            "a recipe is a Python file or a built-in name",
+            "check the path, or see `armillary recipes`",
+        )
     source = path.resolve()
     spec = importlib.util.spec_from_file_location(
-        f"armillary_recipe_{_short_name(source)}", source,
+        f"armillary_recipe_{_short_name(source)}",
+        source,
         submodule_search_locations=[str(source.parent)] if source.name == "__init__.py" else None,
     )
     assert spec is not None and spec.loader is not None
@@ -155,28 +174,40 @@ def _import(word: str) -> tuple[Path, ModuleType]:
     try:
         spec.loader.exec_module(module)
     except SyntaxError as error:
-        raise SpecError(word, f"line {error.lineno}: {error.msg}", "a recipe is valid Python",
-                        "correct the line") from None
+        raise SpecError(
+            word,
+            f"line {error.lineno}: {error.msg}",
+            "a recipe is valid Python",
+            "correct the line",
+        ) from None
     except ImportError as error:
-        raise SpecError(word, f"cannot be imported: {error}",
-                        "what a recipe imports is installed",
-                        f"install it, for example `pip install {error.name or 'the package'}`"
-                        ) from None
+        raise SpecError(
+            word,
+            f"cannot be imported: {error}",
+            "what a recipe imports is installed",
+            f"install it, for example `pip install {error.name or 'the package'}`",
+        ) from None
     return source, module
 
 
 def _import_built_in(word: str) -> tuple[Path, ModuleType]:
     known = built_in_recipes()
     if word not in known:
-        raise SpecError("recipe", f"unknown recipe {word!r}",
-                        "a recipe is a Python file or a built-in name",
-                        f"{nearest(word, known)}, or give a path such as {word}.py")
+        raise SpecError(
+            "recipe",
+            f"unknown recipe {word!r}",
+            "a recipe is a Python file or a built-in name",
+            f"{nearest(word, known)}, or give a path such as {word}.py",
+        )
     try:
         module = importlib.import_module(f"{BUILT_IN}.{word}")
     except ImportError as error:
-        raise SpecError(f"recipe.{word}", f"cannot be imported: {error}",
-                        "some recipes need an extra of Armillary",
-                        f"pip install 'armillary[{word}]'") from None
+        raise SpecError(
+            f"recipe.{word}",
+            f"cannot be imported: {error}",
+            "some recipes need an extra of Armillary",
+            f"pip install 'armillary[{word}]'",
+        ) from None
     assert module.__file__ is not None
     return Path(module.__file__), module
 
@@ -193,14 +224,24 @@ def _check_splits(splits: Any, source: Path) -> None:
     where = f"{source.name}.data"
     if not isinstance(splits, Mapping) or not {"train", "validation"} <= set(splits):
         found = sorted(splits) if isinstance(splits, Mapping) else type(splits).__name__
-        raise SpecError(where, f"returned {found}",
-                        "data() returns a mapping with 'train', 'validation' and maybe 'test'",
-                        'return {"train": ..., "validation": ..., "test": ...}')
+        raise SpecError(
+            where,
+            f"returned {found}",
+            "data() returns a mapping with 'train', 'validation' and maybe 'test'",
+            'return {"train": ..., "validation": ..., "test": ...}',
+        )
     for name, split in splits.items():
         if not (hasattr(split, "__len__") and hasattr(split, "__getitem__")):
-            raise SpecError(f"{where}[{name!r}]", type(split).__name__,
-                            "a split is a map-style dataset with __len__ and __getitem__",
-                            "wrap it in a torch.utils.data.Dataset, or pass a list")
+            raise SpecError(
+                f"{where}[{name!r}]",
+                type(split).__name__,
+                "a split is a map-style dataset with __len__ and __getitem__",
+                "wrap it in a torch.utils.data.Dataset, or pass a list",
+            )
         if len(split) == 0:
-            raise SpecError(f"{where}[{name!r}]", "no samples", "a split holds samples",
-                            "check the data's path and its filters")
+            raise SpecError(
+                f"{where}[{name!r}]",
+                "no samples",
+                "a split holds samples",
+                "check the data's path and its filters",
+            )

@@ -69,8 +69,12 @@ def new_request(
         chosen = data or os.environ.get(DATA_VARIABLE)
         options |= {"path": str(chosen)} if chosen else {}
     elif data is not None:
-        raise SpecError("--data", str(data), "the recipe reads a path if its data() takes one",
-                        "give data() a parameter `path`, or leave --data out")
+        raise SpecError(
+            "--data",
+            str(data),
+            "the recipe reads a path if its data() takes one",
+            "give data() a parameter `path`, or leave --data out",
+        )
     recipe = load_recipe(recipe_word, options)
     return TrainRequest(
         recipe_word=_lasting(recipe_word, recipe),
@@ -106,9 +110,12 @@ def resumed_request(
     changed = {}
     for name, text in (assignments or {}).items():
         if name not in _MAY_CHANGE:
-            raise SpecError(f"settings.{name}", f"{text} for a run that has begun",
-                            f"a resumed run may change {', '.join(_MAY_CHANGE)}",
-                            "leave it out, or start a new run")
+            raise SpecError(
+                f"settings.{name}",
+                f"{text} for a run that has begun",
+                f"a resumed run may change {', '.join(_MAY_CHANGE)}",
+                "leave it out, or start a new run",
+            )
         changed[name] = TrainSettings.parse(name, text)
     return TrainRequest(
         recipe_word=_kept_recipe(run, manifest),
@@ -123,8 +130,16 @@ def resumed_request(
     )
 
 
-_MAY_CHANGE = ("epochs", "max_steps", "patience", "evaluate_every_steps", "checkpoint_every_steps",
-               "keep_checkpoints", "log_every_steps", "num_workers")
+_MAY_CHANGE = (
+    "epochs",
+    "max_steps",
+    "patience",
+    "evaluate_every_steps",
+    "checkpoint_every_steps",
+    "keep_checkpoints",
+    "log_every_steps",
+    "num_workers",
+)
 
 
 def _settings(recipe: Recipe, words: Mapping[str, str]) -> TrainSettings:
@@ -134,8 +149,11 @@ def _settings(recipe: Recipe, words: Mapping[str, str]) -> TrainSettings:
 
 def _lasting(word: str, recipe: Recipe) -> str:
     """A built-in recipe by its name, any other by its absolute path."""
-    return word if word == recipe.name and recipe.source.suffix == ".py" and (
-        not Path(word).exists()) else str(recipe.source)
+    return (
+        word
+        if word == recipe.name and recipe.source.suffix == ".py" and (not Path(word).exists())
+        else str(recipe.source)
+    )
 
 
 def _kept_recipe(run: Path, manifest: Manifest) -> str:

@@ -27,9 +27,12 @@ class RunFolder:
     def open(cls, path: Path) -> "RunFolder":
         """The run at `path`."""
         if not (path / "manifest.json").is_file():
-            raise SpecError("run", f"{path} holds no manifest.json",
-                            "a run is a folder that `armillary train` made",
-                            "give the folder it named, such as runs/weather-20260101-120000")
+            raise SpecError(
+                "run",
+                f"{path} holds no manifest.json",
+                "a run is a folder that `armillary train` made",
+                "give the folder it named, such as runs/weather-20260101-120000",
+            )
         return cls(path)
 
     @classmethod
@@ -43,12 +46,19 @@ class RunFolder:
             except FileExistsError:
                 continue
             except OSError as error:
-                raise SpecError("runs", f"{parent}: {error.strerror}",
-                                "the runs folder can be written",
-                                "name another with --runs") from None
+                raise SpecError(
+                    "runs",
+                    f"{parent}: {error.strerror}",
+                    "the runs folder can be written",
+                    "name another with --runs",
+                ) from None
             return cls(path)
-        raise SpecError("runs", f"99 runs named {name}-{stamp}", "a run has a folder of its own",
-                        "name another place with --runs")
+        raise SpecError(
+            "runs",
+            f"99 runs named {name}-{stamp}",
+            "a run has a folder of its own",
+            "name another place with --runs",
+        )
 
     @property
     def checkpoints(self) -> Path:

@@ -63,7 +63,9 @@ class TrainState:
         progress = _unpacked(state["progress"])
         self.feed.restore(FeedState(**progress["feed"]))
         set_state_dict(
-            self.model, self.optimizer, model_state_dict=state["model"],
+            self.model,
+            self.optimizer,
+            model_state_dict=state["model"],
             optim_state_dict=state["optimizer"],
         )
         if self.scheduler:

@@ -128,7 +128,10 @@ def _total(found: Any, num_samples: int) -> tuple[torch.Tensor, float]:
         return total, float(count)
     if not isinstance(found, torch.Tensor) or found.numel() != 1:
         shape = tuple(found.shape) if isinstance(found, torch.Tensor) else type(found).__name__
-        raise SpecError("recipe.loss", f"returned {shape}",
-                        "loss returns one number, the mean over the batch, or (sum, count)",
-                        "end it with .mean(), or return (losses.sum(), losses.numel())")
+        raise SpecError(
+            "recipe.loss",
+            f"returned {shape}",
+            "loss returns one number, the mean over the batch, or (sum, count)",
+            "end it with .mean(), or return (losses.sum(), losses.numel())",
+        )
     return found.reshape(()) * max(num_samples, 1), float(num_samples)

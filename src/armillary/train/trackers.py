@@ -74,20 +74,31 @@ class WeightsAndBiases:
         self._run.finish()
 
 
-TRACKERS = {"tensorboard": (TensorBoard, "tensorboardX"), "mlflow": (MLflow, "mlflow"),
-            "wandb": (WeightsAndBiases, "wandb")}
+TRACKERS = {
+    "tensorboard": (TensorBoard, "tensorboardX"),
+    "mlflow": (MLflow, "mlflow"),
+    "wandb": (WeightsAndBiases, "wandb"),
+}
 
 
 def check_trackers(names: tuple[str, ...]) -> None:
     """Raise `SpecError` if a tracker is unknown or its package is not installed."""
     for name in names:
         if name not in TRACKERS:
-            raise SpecError("--tracker", repr(name), f"the trackers are {', '.join(TRACKERS)}",
-                            "use one of them")
+            raise SpecError(
+                "--tracker",
+                repr(name),
+                f"the trackers are {', '.join(TRACKERS)}",
+                "use one of them",
+            )
         package = TRACKERS[name][1]
         if importlib.util.find_spec(package) is None:
-            raise SpecError("--tracker", f"{name}: the package {package} is not installed",
-                            "a tracker's own package writes for it", f"pip install {package}")
+            raise SpecError(
+                "--tracker",
+                f"{name}: the package {package} is not installed",
+                "a tracker's own package writes for it",
+                f"pip install {package}",
+            )
 
 
 def open_trackers(

@@ -57,14 +57,20 @@ def pick_device(local_rank: int, name: str = "auto") -> torch.device:
     if name == "cpu" or (name == "auto" and accelerator is None):
         return torch.device("cpu")
     if accelerator is None or name not in ("auto", accelerator.type):
-        raise SpecError("device", f"{name!r} is not available",
-                        "a device is one that this torch build finds",
-                        f"use auto, cpu{f' or {accelerator.type}' if accelerator else ''}")
+        raise SpecError(
+            "device",
+            f"{name!r} is not available",
+            "a device is one that this torch build finds",
+            f"use auto, cpu{f' or {accelerator.type}' if accelerator else ''}",
+        )
     num_devices = torch.accelerator.device_count()
     if local_rank >= num_devices:
-        raise SpecError("layout", f"local rank {local_rank} of {num_devices} devices",
-                        "every rank has a device of its own",
-                        f"use at most {num_devices} ranks a node, or --device cpu")
+        raise SpecError(
+            "layout",
+            f"local rank {local_rank} of {num_devices} devices",
+            "every rank has a device of its own",
+            f"use at most {num_devices} ranks a node, or --device cpu",
+        )
     return torch.device(accelerator.type, local_rank)
 
 
@@ -97,14 +103,23 @@ def _backends(device: torch.device) -> str:
 
 def _meet(layout: Layout, device: torch.device) -> World:
     if dist.get_world_size() != layout.num_ranks:
-        raise SpecError("layout", f"{layout} is for {layout.num_ranks} ranks, the launcher started "
-                        f"{dist.get_world_size()}",
-                        "the product of the degrees is the number of ranks",
-                        "change the layout or the number of ranks")
+        raise SpecError(
+            "layout",
+            f"{layout} is for {layout.num_ranks} ranks, the launcher started "
+            f"{dist.get_world_size()}",
+            "the product of the degrees is the number of ranks",
+            "change the layout or the number of ranks",
+        )
     mesh = build_mesh(layout, device)
     index, count = batch_coordinate(mesh)
-    return World(rank=dist.get_rank(), num_ranks=layout.num_ranks, device=device, mesh=mesh,
-                 batch_index=index, batch_count=count)
+    return World(
+        rank=dist.get_rank(),
+        num_ranks=layout.num_ranks,
+        device=device,
+        mesh=mesh,
+        batch_index=index,
+        batch_count=count,
+    )
 
 
 def build_mesh(layout: Layout, device: torch.device) -> "DeviceMesh":

@@ -22,7 +22,7 @@ from armillary.train.report.summary import (
 )
 
 NUM_POINTS = 1600  # of a raw curve; two for each pixel column of a chart
-NUM_BUCKETS = 320  # of a smoothed or stacked one
+NUM_BUCKETS = 120  # of a median or stacked one, in a small chart
 MOST_METRICS = 12
 
 Chart = dict[str, Any]
@@ -41,7 +41,7 @@ def loss_chart(record: Record) -> Chart | None:
         if window > 1:
             traces.append(_line(*extremes(step, loss), "train, each step", "@faint", 1))
             name = f"train, mean of {window:,} steps"
-            traces.append(_line(*bucketed(step, smooth, _last_finite), name, "@first", 2.2))
+            traces.append(_line(*bucketed(step, smooth, _last, NUM_POINTS // 2), name, "@first", 2.2))
         else:
             traces.append(_line(step, loss, "train", "@first", 2.2))
     if len(at):
@@ -128,7 +128,7 @@ def _phase_chart(record: Record) -> Chart:
     note = f"median {words.duration(float(np.median(median)))}" if median.size else ""
     if median.size and np.median(median) < 1:
         note = f"median {words.short(float(np.median(median)) * 1e3)} ms"
-    return _small("time of a step by phase, ms", note, traces, {"showlegend": False})
+    return _small("step by phase, ms", note, traces, {"showlegend": False})
 
 
 # ------------------------------------------------------------------------------------- thinning
@@ -169,7 +169,7 @@ def trailing_mean(y: np.ndarray, window: int) -> np.ndarray:
     return mean
 
 
-def _last_finite(values: np.ndarray) -> float:
+def _last(values: np.ndarray) -> float:
     return float(values[-1])
 
 

@@ -21,6 +21,7 @@ from armillary.train.report.summary import jsonable, summarise
 OPEN_EVENTS = 12  # shown at once; the others unfold
 MOST_EVENTS = 500
 MOST_SOURCE = 200_000  # characters of a recipe file
+SUBPLOT_TITLE_SIZE = 16  # what plotly.subplots writes out; the page has a calmer one
 RUN_ROWS = ("recipe", "created_utc", "monitor", "num_parameters", "recipe_sha256")
 
 
@@ -118,6 +119,9 @@ def _shares(short: dict[str, Any]) -> list[dict[str, Any]]:
 def _recipe_chart(figure: dict[str, Any]) -> Chart:
     layout = {k: v for k, v in figure["layout"].items() if k not in ("template", "title", "width")}
     height = number(layout.pop("height", None))
+    for note in layout.get("annotations") or []:
+        if table(table(note).get("font")).get("size") == SUBPLOT_TITLE_SIZE:
+            note["font"].pop("size")
     return {"title": figure["title"], "note": "", "wide": True, "data": figure["data"],
             "height": int(min(1600, max(160, height))) if math.isfinite(height) else 380,
             "layout": layout}
