@@ -98,7 +98,7 @@ def train(
             )
         outcome = run_training(request)
     if outcome.is_writer:
-        _conclude(outcome, as_json)
+        _conclude(outcome, quiet=quiet, as_json=as_json)
     raise typer.Exit(outcome.exit_code)
 
 
@@ -112,7 +112,7 @@ def _refuse_both(recipe: str) -> None:
         )
 
 
-def _conclude(outcome: Any, as_json: bool) -> None:
+def _conclude(outcome: Any, *, quiet: bool, as_json: bool) -> None:
     """Compare with the rivals, write the report, and say how the run ended."""
     from armillary.train.report import write_report
 
@@ -122,9 +122,9 @@ def _conclude(outcome: Any, as_json: bool) -> None:
     if as_json:
         _print_json(outcome.to_dict() | {"report": str(report_path) if report_path else None})
         return
-    print(f"{outcome.message}: {outcome.num_steps} steps, {outcome.run_path}", file=sys.stderr)
-    if report_path:
-        print(f"report {report_path}")
+    if not quiet:
+        print(f"{outcome.message}: {outcome.num_steps} steps, {outcome.run_path}", file=sys.stderr)
+        print(f"report {report_path}" if report_path else "")
 
 
 def _is_run(path: Path) -> bool:

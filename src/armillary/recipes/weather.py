@@ -14,7 +14,7 @@ stations. Described with the crop model: Foster et al. 2017, "AquaCrop-OS: An op
 of FAO's crop water productivity model", Agricultural Water Management 181, 18-22.
 
 Split by time, place by place: the last three years test, the three before validate, the rest
-trains. Neighbouring days resemble each other, so the intervals resample whole months.
+trains. Neighbouring days resemble each other, so intervals come from resampling whole months.
 """
 
 import hashlib
@@ -29,9 +29,13 @@ from plotly.subplots import make_subplots
 from torch import nn
 from torch.optim.lr_scheduler import OneCycleLR
 
+from armillary.spec import SpecError
+
 PLACES = ("brussels", "champion", "hyderabad", "tunis")
 NUM_WEATHER = 4  # maximum, minimum, rain, evapotranspiration; then sine and cosine of the year
 NUM_DAYS = 14
+KNOWN = ("observed_c", "date", "place")
+Columns = dict[str, np.ndarray]
 # Shapes: B samples, D days, F features, H hidden units; T days of a place
 
 settings = {"epochs": 10, "global_batch_size": 256, "clip_norm": 1.0}
@@ -57,12 +61,11 @@ class Forecaster(nn.Module):
 class Windows(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
     """Fourteen days and what is known of the day after, for each day in `last`."""
 
-    def __init__(self, days: np.ndarray, after: dict[str, np.ndarray], last: np.ndarray) -> None:
-        self.days = torch.from_numpy(days)
+    def __init__(self, days: np.ndarray, after: Columns, last: np.ndarray) -> None:
+        self.days, self.last = torch.from_numpy(days), last
         self.after = {name: torch.from_numpy(column[last]) for name, column in after.items()}
-        self.last = last
-        content = [days, last, *after.values()]
-        self.fingerprint = hashlib.sha256(b"".join(a.tobytes() for a in content)).hexdigest()
+        content = b"".join(array.tobytes() for array in (days, last, *after.values()))
+        self.fingerprint = hashlib.sha256(content).hexdigest()
 
     def __len__(self) -> int:
         return len(self.last)
@@ -76,8 +79,8 @@ def model(hidden_size: int = 48) -> nn.Module:
     return Forecaster(hidden_size)
 
 
-def data(test_years: int = 3, validation_years: int = 3) -> dict[str, Windows]:
-    parts = [read_place(place, test_years, validation_years) for place in range(len(PLACES))]
+def data(test_years: int = 3) -> dict[str, Windows]:
+    parts = [read_place(place, test_years) for place in range(len(PLACES))]
     days = np.concatenate([days for days, _, _ in parts])
     after = {name: np.concatenate([part[1][name] for part in parts]) for name in parts[0][1]}
     split = np.concatenate([split for _, _, split in parts])
@@ -103,10 +106,10 @@ def scheduler(optimizer: torch.optim.Optimizer, num_steps: int) -> OneCycleLR:
 def predict(model: nn.Module, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     anomaly = model(batch["days"], batch["place"])
     forecast_c = batch["climatology_c"] + batch["spread_c"] * anomaly
-    return {"forecast_c": forecast_c, **{k: batch[k] for k in ("observed_c", "date", "place")}}
+    return {"forecast_c": forecast_c, **{name: batch[name] for name in KNOWN}}
 
 
-def metrics(predictions: dict[str, np.ndarray]) -> dict[str, float]:
+def metrics(predictions: Columns) -> dict[str, float]:
     error_c = predictions["forecast_c"] - predictions["observed_c"]
     return {
         "mae_c": float(np.abs(error_c).mean()),
@@ -115,12 +118,12 @@ def metrics(predictions: dict[str, np.ndarray]) -> dict[str, float]:
     }
 
 
-def groups(predictions: dict[str, np.ndarray]) -> np.ndarray:
+def groups(predictions: Columns) -> np.ndarray:
     month = predictions["date"].astype("M8[D]").astype("M8[M]").astype(int)
     return predictions["place"] * 10_000 + month
 
 
-def rivals(data: dict[str, Windows]) -> dict[str, dict[str, np.ndarray]]:
+def rivals(data: dict[str, Windows]) -> dict[str, Columns]:
     test = {name: column.numpy() for name, column in data["test"].after.items()}
     anomaly = regress(data["train"], data["test"])
     forecasts_c = {
@@ -128,13 +131,11 @@ def rivals(data: dict[str, Windows]) -> dict[str, dict[str, np.ndarray]]:
         "climatology": test["climatology_c"],
         "linear regression": test["climatology_c"] + test["spread_c"] * anomaly,
     }
-    known = {name: test[name] for name in ("observed_c", "date", "place")}
+    known = {name: test[name] for name in KNOWN}
     return {name: {"forecast_c": forecast_c, **known} for name, forecast_c in forecasts_c.items()}
 
 
-def figures(
-    predictions: dict[str, np.ndarray], rivals: dict[str, dict[str, np.ndarray]]
-) -> dict[str, go.Figure]:
+def figures(predictions: Columns, rivals: dict[str, Columns]) -> dict[str, go.Figure]:
     every = {"model": predictions, **rivals}
     names = [place.title() for place in PLACES]
     year = make_subplots(len(PLACES), 1, subplot_titles=names)
@@ -162,18 +163,17 @@ def figures(
     return {"The last test year": year, "How large the errors are": errors, "By place": by_place}
 
 
-def read_place(
-    place: int, test_years: int, validation_years: int
-) -> tuple[np.ndarray, dict[str, np.ndarray], np.ndarray]:
+def read_place(place: int, test_years: int) -> tuple[np.ndarray, Columns, np.ndarray]:
     """Days [T, F] of one place, columns [T] about the day after each, and its split [T]."""
     package = find_spec("aquacrop")
     if package is None or package.submodule_search_locations is None:
-        raise ImportError("the weather data is in the package aquacrop", name="aquacrop")
+        raise SpecError("weather.data", "the package aquacrop is not installed",
+                        "the weather comes inside that package", "pip install aquacrop")
     file = Path(package.submodule_search_locations[0], "data", f"{PLACES[place]}_climate.txt")
     day, month, year, low_c, high_c, rain_mm, evaporation_mm = np.loadtxt(file, skiprows=1).T
     months = (year * 12 + month - 1 - 1970 * 12).astype("M8[M]")
     dates = months.astype("M8[D]") + (day - 1).astype(int)
-    part = np.digitize(year - year[-1], [1 - test_years - validation_years, 1 - test_years])
+    part = np.digitize(year - year[-1], [1 - 2 * test_years, 1 - test_years])
     past = part == 0
 
     angle = 2 * np.pi * (dates - dates.astype("M8[Y]")).astype(float) / 365.25

@@ -1,4 +1,4 @@
-"""What a training run does, whatever it runs on: batch, length, seeds, and when to look and save."""
+"""What a training run does on any layout: batch, length, seeds, and when to look and save."""
 
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar

@@ -20,6 +20,7 @@ Key = tuple[int, int, int]  # epoch, position, index of the sample
 Collate = Callable[[Sequence[Any]], Any]
 
 NUM_FINGERPRINT_SAMPLES = 16
+NUM_BATCHES_AHEAD = 64
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -133,7 +134,9 @@ class Feed:
 
 
 class _Keys:
-    """The sample keys of every batch, computed when the batch is asked for."""
+    """The sample keys of every batch, computed some batches ahead: one batch at a time costs more
+    in calls than in hashes.
+    """
 
     def __init__(self, order: SampleOrder, epoch: int, parts: list[NDArray[np.int64]]) -> None:
         self.order, self.epoch, self.parts = order, epoch, parts
@@ -142,10 +145,14 @@ class _Keys:
         return len(self.parts)
 
     def __iter__(self) -> Iterator[list[Key]]:
-        for positions in self.parts:
-            found = positions if len(positions) else np.zeros(1, dtype=np.int64)
-            indices = self.order.at(self.epoch, found)
-            yield [(self.epoch, int(p), int(i)) for p, i in zip(found, indices, strict=True)]
+        first = np.zeros(1, dtype=np.int64)
+        for start in range(0, len(self.parts), NUM_BATCHES_AHEAD):
+            parts = [p if len(p) else first for p in self.parts[start : start + NUM_BATCHES_AHEAD]]
+            indices = self.order.at(self.epoch, np.concatenate(parts))
+            ends = np.cumsum([len(part) for part in parts])
+            for positions, found in zip(parts, np.split(indices, ends[:-1]), strict=True):
+                pairs = zip(positions.tolist(), found.tolist(), strict=True)
+                yield [(self.epoch, position, index) for position, index in pairs]
 
 
 class Seeded:

@@ -188,7 +188,7 @@ def newest_whole(folder: Path) -> tuple[int, list[str]]:
 
     Raises: `SpecError` if there is none.
     """
-    passed_over = []
+    passed_over: list[str] = []
     for step in reversed(saved_steps(folder)):
         fault = find_fault(checkpoint_path(folder, step))
         if fault is None:

@@ -1,4 +1,4 @@
-"""What rank 0 writes and says of a run: manifest, metrics.jsonl, trackers, progress, predictions."""
+"""What rank 0 writes and says of a run: manifest, metrics, trackers, progress, predictions."""
 
 import time
 from collections.abc import Mapping
@@ -41,8 +41,8 @@ class Journal:
         self.folder = RunFolder(request.run_path)
         self.trackers: list[Tracker] = []
         self.progress: ProgressReport | None = None
-        self._started_s = time.monotonic()
         self._is_writer = world.is_first
+        self._started_s = time.monotonic() - self._spent_s()
 
     def begin(self, done: int) -> None:
         """Write the manifest and open the trackers; `done` steps lie behind."""
@@ -184,6 +184,11 @@ class Journal:
         for tracker in self.trackers:
             tracker.close()
         self.folder.close()
+
+    def _spent_s(self) -> float:
+        """Seconds that the run took before it was resumed, by its own clock."""
+        lines = self.folder.metrics() if self._is_writer and self.request.is_resumed else []
+        return float(lines[-1]["time_s"]) if lines else 0.0
 
     def _time_s(self) -> float:
         return round(time.monotonic() - self._started_s, 6)

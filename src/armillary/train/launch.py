@@ -3,7 +3,6 @@
 import logging
 import multiprocessing
 import os
-import shutil
 import signal
 import tempfile
 import uuid
@@ -11,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -21,6 +21,9 @@ from armillary.train.loop import INTERRUPTED, Outcome, train_rank
 from armillary.train.recipe import load_recipe
 from armillary.train.request import TrainRequest
 from armillary.train.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from torch.distributed.launcher.api import LaunchConfig
 
 SHUTDOWN_TIMEOUT_S = 60
 FOREIGN_LAUNCHERS = {
@@ -76,26 +79,14 @@ def _train_on_own_ranks(request: TrainRequest) -> Outcome:
     """Start the layout's ranks on this host with torch's elastic launcher, and wait for them."""
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+    from torch.distributed.launcher.api import elastic_launch
 
     assert request.run_path is not None
     for name in ("torch.distributed", "torch.multiprocessing"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     multiprocessing.set_forkserver_preload(["armillary.train.loop"])
     with tempfile.TemporaryDirectory(prefix="armillary-") as errors, _loopback():
-        config = LaunchConfig(
-            min_nodes=1,
-            max_nodes=1,
-            nproc_per_node=request.layout.num_ranks,
-            run_id=uuid.uuid4().hex,
-            rdzv_backend="c10d",
-            rdzv_endpoint="localhost:0",
-            local_addr="localhost",
-            max_restarts=0,
-            start_method="forkserver",
-            monitor_interval=0.05,
-            shutdown_timeout=SHUTDOWN_TIMEOUT_S,
-        )
+        config = _launch_config(request.layout.num_ranks, Path(errors))
         try:
             outcomes: Mapping[int, Outcome] = elastic_launch(config, run_rank)(request, errors)
             return outcomes[0]
@@ -104,8 +95,27 @@ def _train_on_own_ranks(request: TrainRequest) -> Outcome:
         except ChildFailedError as failed:
             ranks = {rank: failure.exitcode for rank, failure in failed.failures.items()}
             raise first_error(Path(errors), ranks) from None
-        finally:
-            shutil.rmtree(config.logs_specs.root_log_dir or "", ignore_errors=True)
+
+
+def _launch_config(num_ranks: int, folder: Path) -> "LaunchConfig":
+    """Ranks of this host alone, forked from a server that has imported torch once."""
+    from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs
+    from torch.distributed.launcher.api import LaunchConfig
+
+    return LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=num_ranks,
+        run_id=uuid.uuid4().hex,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        local_addr="localhost",
+        max_restarts=0,
+        start_method="forkserver",
+        logs_specs=DefaultLogsSpecs(log_dir=str(folder / "logs")),
+        monitor_interval=0.05,
+        shutdown_timeout=SHUTDOWN_TIMEOUT_S,
+    )
 
 
 def run_rank(request: TrainRequest, errors: str) -> Outcome:

@@ -209,7 +209,7 @@ class Trainer:
 
     def _train(self) -> Outcome:
         loss, saved = math.nan, self.counters.step
-        while self.counters.step < self.num_steps:
+        while not self._is_over():
             for step in self.feed.steps():
                 started_s = time.perf_counter()
                 result = self.stepper.run(step, self.counters.step, bool(self.wish))
@@ -218,18 +218,22 @@ class Trainer:
                     return self._stop_not_finite(step, result, saved)
                 self._count(step, result, time.perf_counter() - started_s)
                 self.checkpoints.poll()
-                is_last = self.counters.step >= self.num_steps
-                if self._evaluates(is_last or result.stop) and not result.stop:
-                    saved = self._evaluate()
-                elif self._saves() or result.stop:
-                    saved = self._save()
                 if result.stop:
+                    self._save()
                     return self._end(INTERRUPTED, loss, "interrupted; saved, go on with --resume")
-                if self._has_lost_patience():
-                    return self._end(FINISHED, loss, "stopped early")
-                if is_last:
+                if self._evaluates():
+                    saved = self._evaluate()
+                elif self._saves():
+                    saved = self._save()
+                if self._is_over():
                     break
-        return self._end(FINISHED, loss, "finished")
+        message = "finished" if self.counters.step >= self.num_steps else "stopped early"
+        return self._end(FINISHED, loss, message)
+
+    def _is_over(self) -> bool:
+        """Whether all steps are done, or too many evaluations brought nothing better."""
+        patience = self.settings.patience
+        return self.counters.step >= self.num_steps or 0 < patience <= self.counters.since_best
 
     def _count(self, step: Step, result: StepResult, step_s: float) -> None:
         """Count a finished step, move the schedule on, and write the journal's line."""
@@ -249,7 +253,8 @@ class Trainer:
             return self.counters.step % every_steps == 0
         return self.feed.position >= len(self.feed.dataset)
 
-    def _evaluates(self, is_last: bool) -> bool:
+    def _evaluates(self) -> bool:
+        is_last = self.counters.step >= self.num_steps
         return is_last or self._is_due(self.settings.evaluate_every_steps)
 
     def _saves(self) -> bool:
@@ -274,9 +279,6 @@ class Trainer:
     def _monitored(self, evaluation: Evaluation) -> float:
         name = self.recipe.monitor.partition(":")[2]
         return evaluation.loss if name == "loss" else evaluation.metrics[name]
-
-    def _has_lost_patience(self) -> bool:
-        return 0 < self.settings.patience <= self.counters.since_best
 
     def _save(self, best: dict[str, Any] | None = None) -> int:
         save_s = self.checkpoints.save(self.counters.step, self.state.capture(), best)

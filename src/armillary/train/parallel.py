@@ -1,7 +1,7 @@
 """A module, optimiser and loader made parallel: the axes applied in the order of the mesh."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -14,7 +14,7 @@ from armillary.axes import admit, discover
 from armillary.feeds import Share
 from armillary.models import read
 from armillary.spec import Layout, ModelGraph, SpecError
-from armillary.train.batches import Feed
+from armillary.train.batches import Collate, Feed
 from armillary.train.precision import recompute_blocks
 from armillary.train.world import World, batch_coordinate, build_mesh, pick_device
 
@@ -135,7 +135,7 @@ class ParallelLoader:
             share=Share(index=world.batch_index, count=world.batch_count),
             seed=seed,
             shuffle=shuffles,
-            collate=loader.collate_fn,
+            collate=cast(Collate, loader.collate_fn),
             num_workers=loader.num_workers,
             pin_memory=loader.pin_memory,
         )

@@ -1,6 +1,7 @@
 """Predictions of a trained run on other data, as a table on disk."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -16,7 +17,7 @@ from armillary.train.world import World, pick_device
 FORMATS = (".parquet", ".csv", ".npz")
 
 
-def predict(run: Path, data: Path, out: Path, *, device: str = "auto") -> dict[str, object]:
+def predict(run: Path, data: Path, out: Path, *, device: str = "auto") -> dict[str, Any]:
     """Write the predictions of the best checkpoint of `run` on `data` to `out`; what was written.
 
     The recipe reads `data` with `read(path)` and lays its predictions out as columns with

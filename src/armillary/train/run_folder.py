@@ -126,7 +126,7 @@ class RunFolder:
                 columns[f"{column}.lengths"] = np.array([len(row) for row in values])
                 values = np.concatenate(list(values))
             columns[column] = values
-        np.savez_compressed(folder / f"{name}.npz", **columns)
+        np.savez_compressed(folder / f"{name}.npz", **columns)  # type: ignore[arg-type]
 
     def predictions(self, name: str) -> dict[str, NDArray[Any]] | None:
         """The predictions that were kept under `name`, None if there are none."""

@@ -59,7 +59,7 @@ class Stepper:
             with self.phases("data"):
                 batch, num_samples = next(step.micro_batches)
                 batch = to_device(batch, self.world.device, self.precision.dtype)
-            torch.manual_seed(mix(self.seed, index, self.world.batch_index, i))
+            _seed(mix(self.seed, index, self.world.batch_index, i), self.world.device)
             self._synchronize_gradients(i == step.num_micro_batches - 1)
             self._forward_backward(batch, num_samples, step.num_samples, sums)
         with self.phases("reduce"):
@@ -114,6 +114,17 @@ class Stepper:
             scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         return finite, grad_norm
+
+
+def _seed(seed: int, device: torch.device) -> None:
+    """Seed the generators that a step on `device` draws from.
+
+    torch.manual_seed would also note, for every backend that has no device here, the seed and a
+    traceback: 0.5 ms a step.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type != "cpu":
+        torch.get_device_module(device).manual_seed(seed)
 
 
 def _clip(parameters: list[nn.Parameter], clip_norm: float) -> float:

@@ -40,8 +40,8 @@ def loss_chart(record: Record) -> Chart | None:
     if np.isfinite(loss).any():
         if window > 1:
             traces.append(_line(*extremes(step, loss), "train, each step", "@faint", 1))
-            name = f"train, mean of {window:,} steps"
-            traces.append(_line(*bucketed(step, smooth, _last, NUM_POINTS // 2), name, "@first", 2.2))
+            name, thin = f"train, mean of {window:,} steps", NUM_POINTS // 2
+            traces.append(_line(*bucketed(step, smooth, _last, thin), name, "@first", 2.2))
         else:
             traces.append(_line(step, loss, "train", "@first", 2.2))
     if len(at):

@@ -33,7 +33,7 @@ def write_report(run_folder: Path) -> Path:
     Raises: `SpecError` if there is no such folder.
     """
     record = read_run(Path(run_folder))
-    charts, left_out = [], []
+    charts: list[Chart] = []
     loss = loss_chart(record)
     learning = ([loss] if loss else []) + training_charts(record)
     speed = speed_charts(record)

@@ -28,7 +28,7 @@ def _metric_table(metric: str, entry: Row, record: Record) -> Row:
     values = Scale([number(s.get(end)) for _, s in stated for end in ("value", "low", "high")])
     ends = ("difference", "difference_low", "difference_high")
     gaps = Scale([0.0, *(number(s.get(end)) for _, s in stated[1:] for end in ends)])
-    rows = []
+    rows: list[Row] = []
     for name, one in stated:
         value, low, high = (one.get(key) for key in ("value", "low", "high"))
         row: Row = {"name": name, "is_model": not rows,

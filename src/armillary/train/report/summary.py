@@ -171,8 +171,8 @@ def outcome(record: Record) -> str:
         of = f" of {planned:,}" if planned else ""
         parts.append(f"{now} at step {last:,}{of}, training loss {words.short(loss)}")
     if best:
-        value = words.short(best["value"])
-        parts.append(f"best validation {best['metric']} {value} at step {number(best['step']):,.0f}")
+        value, at = words.short(best["value"]), number(best["step"])
+        parts.append(f"best validation {best['metric']} {value} at step {at:,.0f}")
     parts += _test_parts(record)
     if not parts:
         return "No step has been recorded."
