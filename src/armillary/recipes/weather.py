@@ -3,8 +3,7 @@
 A small recurrent network reads fourteen days of one place and says how far tomorrow's maximum
 will lie from what the calendar expects. Its rivals are what anybody can do without a network:
 today's maximum once more (persistence), the average of that day of the year (climatology), and a
-linear regression on the last five days. Averages, spreads and regressions are fitted on the
-training years alone.
+linear regression on the last five days. All are fitted on the training years alone.
 
 Data: daily minimum and maximum temperature, precipitation and reference evapotranspiration,
 without a gap, of Brussels 1976-2005, Champion (Nebraska) 1982-2018, Hyderabad 2000-2010 and
@@ -25,19 +24,16 @@ from pathlib import Path
 import numpy as np
 import plotly.graph_objects as go
 import torch
-from plotly.subplots import make_subplots
 from torch import nn
 from torch.optim.lr_scheduler import OneCycleLR
 
 from armillary.spec import SpecError
 
 PLACES = ("brussels", "champion", "hyderabad", "tunis")
+NUM_DAYS = 14  # shapes: B samples, D days, F features, H hidden units; T days of a place
 NUM_WEATHER = 4  # maximum, minimum, rain, evapotranspiration; then sine and cosine of the year
-NUM_DAYS = 14
 KNOWN = ("observed_c", "date", "place")
 Columns = dict[str, np.ndarray]
-# Shapes: B samples, D days, F features, H hidden units; T days of a place
-
 settings = {"epochs": 10, "global_batch_size": 256, "clip_norm": 1.0}
 monitor = "min:mae_c"
 
@@ -54,8 +50,7 @@ class Forecaster(nn.Module):
     def forward(self, days_BDF: torch.Tensor, place_B: torch.Tensor) -> torch.Tensor:
         place_BDF = self.place(place_B)[:, None].expand(-1, days_BDF.shape[1], -1)
         hidden_BDH, _ = self.recurrent(torch.cat([days_BDF, place_BDF], dim=-1))
-        anomaly: torch.Tensor = self.head(hidden_BDH[:, -1]).squeeze(-1)
-        return anomaly
+        return self.head(hidden_BDH[:, -1]).squeeze(-1)
 
 
 class Windows(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
@@ -65,7 +60,7 @@ class Windows(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
         self.days, self.last = torch.from_numpy(days), last
         self.after = {name: torch.from_numpy(column[last]) for name, column in after.items()}
         content = b"".join(array.tobytes() for array in (days, last, *after.values()))
-        self.fingerprint = hashlib.sha256(content).hexdigest()
+        self.fingerprint = hashlib.sha256(content).hexdigest()  # a resumed run compares it
 
     def __len__(self) -> int:
         return len(self.last)
@@ -94,9 +89,6 @@ def loss(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
 
 def optimizer(params: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
     return torch.optim.AdamW(params, lr=0.01)
-
-
-# Required so far; from here on what makes a run worth reading.
 
 
 def scheduler(optimizer: torch.optim.Optimizer, num_steps: int) -> OneCycleLR:
@@ -132,26 +124,20 @@ def rivals(data: dict[str, Windows]) -> dict[str, Columns]:
         "linear regression": test["climatology_c"] + test["spread_c"] * anomaly,
     }
     known = {name: test[name] for name in KNOWN}
-    return {name: {"forecast_c": forecast_c, **known} for name, forecast_c in forecasts_c.items()}
+    return {rival: {"forecast_c": value, **known} for rival, value in forecasts_c.items()}
 
 
 def figures(predictions: Columns, rivals: dict[str, Columns]) -> dict[str, go.Figure]:
     every = {"model": predictions, **rivals}
-    names = [place.title() for place in PLACES]
-    year = make_subplots(len(PLACES), 1, subplot_titles=names)
-    for row in range(len(PLACES)):
-        chosen = np.flatnonzero(predictions["place"] == row)[-365:]
-        date = predictions["date"][chosen].astype("M8[D]")
-        for name, values_c, colour in (
-            ("observed", predictions["observed_c"], "#8d9299"),
-            ("forecast of the day before", predictions["forecast_c"], "#3d87b8"),
-            ("climatology", rivals["climatology"]["forecast_c"], "#d08b4c"),
-        ):
-            mode = "markers" if name == "observed" else "lines"
-            look = {"mode": mode, "marker_size": 4, "line_width": 1.5, "showlegend": row == 0,
-                    "marker_color": colour, "line_color": colour, "legendgroup": name}
-            year.add_scatter(x=date, y=values_c[chosen], name=name, row=row + 1, col=1, **look)
-    year.update_layout(height=720, yaxis_title="°C", legend_orientation="h", legend_y=1.08)
+    brussels = np.flatnonzero(predictions["place"] == 0)[-365:]
+    date = predictions["date"][brussels].astype("M8[D]")
+    year = go.Figure(layout={"yaxis_title": "°C"})
+    for name, values_c, mode in (
+        ("forecast of the day before", predictions["forecast_c"], "lines"),
+        ("observed", predictions["observed_c"], "markers"),
+        ("climatology", rivals["climatology"]["forecast_c"], "lines"),
+    ):
+        year.add_scatter(x=date, y=values_c[brussels], name=name, mode=mode, marker_size=4)
 
     errors = go.Figure(layout={"xaxis_title": "error, °C", "yaxis_title": "share of days below, %"})
     by_place = go.Figure(layout={"yaxis_title": "mean absolute error, °C", "barmode": "group"})
@@ -159,8 +145,8 @@ def figures(predictions: Columns, rivals: dict[str, Columns]) -> dict[str, go.Fi
         error_c = np.abs(one["forecast_c"] - one["observed_c"])
         errors.add_scatter(x=np.percentile(error_c, range(99)), y=np.arange(99), name=name)
         mae_c = [error_c[one["place"] == i].mean() for i in range(len(PLACES))]
-        by_place.add_bar(x=names, y=mae_c, name=name)
-    return {"The last test year": year, "How large the errors are": errors, "By place": by_place}
+        by_place.add_bar(x=[place.title() for place in PLACES], y=mae_c, name=name)
+    return {"Brussels, the last year": year, "How large the errors are": errors, "By place": by_place}
 
 
 def read_place(place: int, test_years: int) -> tuple[np.ndarray, Columns, np.ndarray]:
@@ -184,7 +170,7 @@ def read_place(place: int, test_years: int) -> tuple[np.ndarray, Columns, np.nda
     spread = (weather - mean)[past].std(axis=0)
     anomaly = (weather - mean) / spread
 
-    next_day = np.minimum(np.arange(len(dates)) + 1, len(dates) - 1)
+    next_day = np.append(np.arange(1, len(dates)), 0)  # the last day has none, and is left out
     after = {
         "anomaly": anomaly[next_day, 0],
         "observed_c": high_c[next_day],

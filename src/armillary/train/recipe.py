@@ -33,6 +33,11 @@ class Recipe:
     options: Mapping[str, Any]
 
     @property
+    def word(self) -> str:
+        """What names the recipe from any folder: a built-in name, or the source's absolute path."""
+        return self.name if self.module.__name__.startswith(f"{BUILT_IN}.") else str(self.source)
+
+    @property
     def loss(self) -> Callable[..., Any]:
         """The recipe's `loss(model, batch)`."""
         return self.module.loss
@@ -169,6 +174,9 @@ def _import(word: str) -> tuple[Path, ModuleType]:
         submodule_search_locations=[str(source.parent)] if source.name == "__init__.py" else None,
     )
     assert spec is not None and spec.loader is not None
+    beside = str(source.parent)
+    if source.name != "__init__.py" and beside not in sys.path:
+        sys.path.insert(0, beside)  # as `python recipe.py` would, for the modules beside it
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     try:

@@ -77,7 +77,7 @@ def new_request(
         )
     recipe = load_recipe(recipe_word, options)
     return TrainRequest(
-        recipe_word=_lasting(recipe_word, recipe),
+        recipe_word=recipe.word,
         options=recipe.options,
         layout=layout,
         settings=_settings(recipe, settings_words),
@@ -118,7 +118,7 @@ def resumed_request(
             )
         changed[name] = TrainSettings.parse(name, text)
     return TrainRequest(
-        recipe_word=_kept_recipe(run, manifest),
+        recipe_word=_unchanged_recipe(run, manifest),
         options=manifest.options,
         layout=layout or manifest.layout,
         settings=replace(manifest.settings, **changed),
@@ -147,18 +147,15 @@ def _settings(recipe: Recipe, words: Mapping[str, str]) -> TrainSettings:
     return replace(defaults, **{name: TrainSettings.parse(name, t) for name, t in words.items()})
 
 
-def _lasting(word: str, recipe: Recipe) -> str:
-    """A built-in recipe by its name, any other by its absolute path."""
-    return (
-        word
-        if word == recipe.name and recipe.source.suffix == ".py" and (not Path(word).exists())
-        else str(recipe.source)
-    )
+def _unchanged_recipe(run: Path, manifest: Manifest) -> str:
+    """Where the run's recipe is to be loaded from: its own place, or the copy that the run keeps.
 
-
-def _kept_recipe(run: Path, manifest: Manifest) -> str:
-    """The recipe as the run kept it; a built-in one by its name."""
-    for kept in (run / "recipe.py", run / "recipe" / "__init__.py"):
-        if kept.is_file() and (Path(manifest.recipe).suffix == ".py"):
-            return str(kept)
-    return manifest.recipe
+    The copy is taken if the recipe is gone or has changed since the run began.
+    """
+    kept = [p for p in (run / "recipe.py", run / "recipe" / "__init__.py") if p.is_file()]
+    try:
+        if not kept or load_recipe(manifest.recipe).sha256 == manifest.recipe_sha256:
+            return manifest.recipe
+    except SpecError:
+        pass
+    return str(kept[0])

@@ -20,6 +20,7 @@ class Tracker(Protocol):
         """Write what is not yet written."""
         ...
 
+
 FLUSH_EVERY_S = 30.0
 
 
