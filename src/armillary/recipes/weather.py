@@ -7,10 +7,9 @@ linear regression on the last five days. All are fitted on the training years al
 
 Data: daily minimum and maximum temperature, precipitation and reference evapotranspiration,
 without a gap, of Brussels 1976-2005, Champion (Nebraska) 1982-2018, Hyderabad 2000-2010 and
-Tunis 1979-2002. They are the climate files inside the PyPI package `aquacrop` (AquaCrop-OSPy;
-its licence file is Apache-2.0), so nothing is fetched at run time. The package names no
-stations. Described with the crop model: Foster et al. 2017, "AquaCrop-OS: An open source version
-of FAO's crop water productivity model", Agricultural Water Management 181, 18-22.
+Tunis 1979-2002: climate files inside the PyPI package `aquacrop` (AquaCrop-OSPy, whose licence
+file is Apache-2.0), so nothing is fetched at run time. The package names no stations. The model
+they serve: Foster et al. 2017, "AquaCrop-OS", Agricultural Water Management 181, 18-22.
 
 Split by time, place by place: the last three years test, the three before validate, the rest
 trains. Neighbouring days resemble each other, so intervals come from resampling whole months.
@@ -124,7 +123,7 @@ def rivals(data: dict[str, Windows]) -> dict[str, Columns]:
         "linear regression": test["climatology_c"] + test["spread_c"] * anomaly,
     }
     known = {name: test[name] for name in KNOWN}
-    return {rival: {"forecast_c": value, **known} for rival, value in forecasts_c.items()}
+    return {name: {"forecast_c": value, **known} for name, value in forecasts_c.items()}
 
 
 def figures(predictions: Columns, rivals: dict[str, Columns]) -> dict[str, go.Figure]:
@@ -145,8 +144,8 @@ def figures(predictions: Columns, rivals: dict[str, Columns]) -> dict[str, go.Fi
         error_c = np.abs(one["forecast_c"] - one["observed_c"])
         errors.add_scatter(x=np.percentile(error_c, range(99)), y=np.arange(99), name=name)
         mae_c = [error_c[one["place"] == i].mean() for i in range(len(PLACES))]
-        by_place.add_bar(x=[place.title() for place in PLACES], y=mae_c, name=name)
-    return {"Brussels, the last year": year, "How large the errors are": errors, "By place": by_place}
+        by_place.add_bar(x=PLACES, y=mae_c, name=name)
+    return {"Brussels, the last year": year, "Sizes of errors": errors, "By place": by_place}
 
 
 def read_place(place: int, test_years: int) -> tuple[np.ndarray, Columns, np.ndarray]:

@@ -12,6 +12,7 @@ import re
 import shutil
 import threading
 import time
+import warnings
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,6 +51,7 @@ class Checkpoints:
         self.folder, self.world, self.keep = folder, world, keep
         self._pending: _Pending | None = None
         self._group = None if world.mesh is None else dist.new_group(backend="gloo")
+        _expect_serial() if world.mesh is None else None
         if world.is_first:
             folder.mkdir(parents=True, exist_ok=True)
             for torn in folder.glob(".step-*"):
@@ -140,8 +142,11 @@ class Checkpoints:
         content = {"schema": 1, "step": pending.step, "sha256": hashes, "bytes": sizes}
         write_atomically(pending.folder / COMPLETE, json.dumps(content, indent=2))
         final = self.folder / f"step-{pending.step:08d}"
-        shutil.rmtree(final, ignore_errors=True)
-        os.replace(pending.folder, final)
+        if final.is_dir() and find_fault(final) is None:
+            shutil.rmtree(pending.folder)  # the same step again: what is whole is not put at risk
+        else:
+            shutil.rmtree(final, ignore_errors=True)
+            os.replace(pending.folder, final)
         if pending.best is not None:
             content = {"step": pending.step} | pending.best
             write_atomically(self.folder / "best.json", json.dumps(content) + "\n")
@@ -202,9 +207,15 @@ def newest_whole(folder: Path) -> tuple[int, list[str]]:
     )
 
 
-def load(path: Path, state: dict[str, Any], *, group: Any = None, serial: bool = False) -> None:
+def load(path: Path, state: dict[str, Any], *, serial: bool = False) -> None:
     """Fill the tensors and values of `state` in place from the checkpoint at `path`."""
-    dcp.load(state, storage_reader=FileSystemReader(path), process_group=group, no_dist=serial)
+    _expect_serial() if serial else None
+    dcp.load(state, storage_reader=FileSystemReader(path), no_dist=serial)
+
+
+def _expect_serial() -> None:
+    """Torch warns whenever it saves or loads without a process group; a serial run has none."""
+    warnings.filterwarnings("ignore", message="torch.distributed is disabled")
 
 
 def _make(folder: Path) -> None:

@@ -1,5 +1,6 @@
 """Evaluation over a whole split: the mean loss over its samples, and metrics of all predictions."""
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,9 +12,9 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import nn
 
-from armillary.feeds import Share
+from armillary.feeds import Share, mix
 from armillary.spec import SpecError
-from armillary.train.batches import Feed
+from armillary.train.batches import Feed, seed_all
 from armillary.train.parallel import to_device
 from armillary.train.precision import Precision
 from armillary.train.recipe import Recipe
@@ -37,13 +38,23 @@ class Evaluator:
     """Evaluates one split; every rank takes its share, and no sample counts twice."""
 
     def __init__(
-        self, recipe: Recipe, dataset: Any, world: World, precision: Precision, batch_size: int
+        self,
+        recipe: Recipe,
+        dataset: Any,
+        world: World,
+        precision: Precision,
+        batch_size: int,
+        micro_batch_size: int = 0,
     ) -> None:
         self.recipe, self.world, self.precision = recipe, world, precision
         self.feed = Feed(
             dataset,
             batch_size=batch_size,
-            share=Share(index=world.batch_index, count=world.batch_count),
+            share=Share(
+                index=world.batch_index,
+                count=world.batch_count,
+                micro_batch_size=micro_batch_size,
+            ),
             collate=recipe.find("collate"),
         )
 
@@ -59,7 +70,7 @@ class Evaluator:
         total, count = self.world.sum(sums).tolist()
         predictions = self._gather(parts)
         return Evaluation(
-            loss=total / count,
+            loss=total / count if count else math.nan,
             metrics=self._metrics(predictions),
             evaluation_s=time.perf_counter() - start_s,
             predictions=predictions,
@@ -78,10 +89,12 @@ class Evaluator:
         sums = torch.zeros(2, dtype=torch.float64)
         predict = self.recipe.find("predict")
         steps = []
+        self.feed.epoch = 0  # every evaluation meets the same random numbers
         for step in self.feed.steps():
             parts = []
-            for batch, num_samples in step.micro_batches:
+            for i, (batch, num_samples) in enumerate(step.micro_batches):
                 batch = to_device(batch, self.world.device, self.precision.dtype)
+                seed_all(mix(step.start, self.world.batch_index, i), self.world.device)
                 with self.precision.autocast():
                     found = self.recipe.loss(model, batch) if with_loss else 0.0
                     outputs = predict(model, batch) if predict else {}

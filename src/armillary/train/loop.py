@@ -167,6 +167,7 @@ class Trainer:
             self.world,
             self.precision,
             self.settings.global_batch_size,
+            self.request.layout.micro_batch_size,
         )
 
     def _count_steps(self) -> int:
@@ -209,6 +210,8 @@ class Trainer:
 
     def _train(self) -> Outcome:
         loss, saved = math.nan, self.counters.step
+        if 0 < self.counters.step != self.counters.evaluated and self._evaluates():
+            saved = self._evaluate()  # the run was told to stop when it was due
         while not self._is_over():
             for step in self.feed.steps():
                 started_s = time.perf_counter()
@@ -218,6 +221,9 @@ class Trainer:
                     return self._stop_not_finite(step, result, saved)
                 self._count(step, result, time.perf_counter() - started_s)
                 self.checkpoints.poll()
+                keeps = result.stop or self._evaluates() or self._saves()
+                if keeps and not self._is_sound():
+                    return self._stop_unsound(saved)
                 if result.stop:
                     self._save()
                     return self._end(INTERRUPTED, loss, "interrupted; saved, go on with --resume")
@@ -265,6 +271,7 @@ class Trainer:
     def _evaluate(self) -> int:
         """Evaluate on validation, remember the best, and save; the step that was saved."""
         evaluation = self.evaluator.run(self.model)
+        self.counters.evaluated = self.counters.step
         value = self._monitored(evaluation)
         direction = 1 if self.recipe.monitor.startswith("min:") else -1
         best = self.counters.best
@@ -294,11 +301,24 @@ class Trainer:
             f"{step.start + step.num_samples - 1}, samples "
             f"{self.journal.name_samples(self.feed, step)}"
         )
-        sound = torch.tensor([float(all(bool(p.isfinite().all()) for p in _local(self.model)))])
-        if float(self.world.sum(sound)) == self.world.batch_count and saved != self.counters.step:
+        if saved != self.counters.step and self._is_sound():
             self._save()
         self.journal.event(self.counters.step, "nan", message)
         return self._end(NOT_FINITE, result.loss, message)
+
+    def _stop_unsound(self, saved: int) -> Outcome:
+        """Stop before a state is saved whose parameters are not finite, though the losses were."""
+        message = (
+            f"parameters are not finite after step {self.counters.step}: a gradient after step "
+            f"{saved} was not, though its loss was; clip_norm names the very step"
+        )
+        self.journal.event(self.counters.step, "nan", message)
+        return self._end(NOT_FINITE, math.nan, message)
+
+    def _is_sound(self) -> bool:
+        """Whether the parameters are finite on every rank."""
+        sound = torch.tensor([float(all(bool(p.isfinite().all()) for p in _local(self.model)))])
+        return float(self.world.sum(sound)) == self.world.batch_count
 
     def _end(self, exit_code: int, loss: float, message: str) -> Outcome:
         self.checkpoints.finish()

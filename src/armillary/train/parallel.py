@@ -52,6 +52,7 @@ def parallelize(
     batch size is of all ranks), on the rank's device. A loss that is a mean over the samples of
     the rank's batch gives the gradient of the mean over all ranks' samples, also where the parts
     differ in size: the gradient that flows into the model's outputs is weighted by the part.
+    Every rank begins with the parameters of the first.
 
     Raises: `SpecError` if no launcher started the ranks, or the optimiser already holds state.
 
@@ -63,6 +64,7 @@ def parallelize(
             optimizer.zero_grad()
     """
     layout = Layout.parse(layout) if isinstance(layout, str) else layout
+    _leave_to_the_loop(layout)
     world = _join_launcher(layout)
     if optimizer.state:
         raise SpecError(
@@ -72,6 +74,9 @@ def parallelize(
             "pass a fresh optimizer",
         )
     model.to(world.device)
+    if world.mesh is not None:
+        for tensor in [*model.parameters(), *model.buffers()]:
+            dist.broadcast(tensor.data, 0)
     names = {parameter: name for name, parameter in model.named_parameters()}
     apply_layout(model, world, layout)
     renewed = dict(model.named_parameters())
@@ -80,6 +85,18 @@ def parallelize(
     parallel_loader = ParallelLoader(loader, world, layout, seed)
     model.register_forward_hook(parallel_loader.weigh)
     return model, optimizer, parallel_loader
+
+
+def _leave_to_the_loop(layout: Layout) -> None:
+    """Refuse what a layout asks of a loop that is not ours."""
+    for name, own in (("precision", "torch.autocast"), ("micro_batch_size", "a smaller batch")):
+        if getattr(layout, name) != getattr(Layout(), name):
+            raise SpecError(
+                f"layout.{name}",
+                f"{getattr(layout, name)} for a loop of one's own",
+                "the loop decides how a step computes, the layout where",
+                f"leave it out, and use {own} in the loop",
+            )
 
 
 def _join_launcher(layout: Layout) -> World:
@@ -126,7 +143,16 @@ class ParallelLoader:
                 "the loader's batch size is divided over the ranks",
                 "pass DataLoader(dataset, batch_size=...)",
             )
-        shuffles = isinstance(loader.sampler, torch.utils.data.RandomSampler)
+        shuffles = type(loader.sampler) is torch.utils.data.RandomSampler
+        if loader.drop_last or not (
+            shuffles or type(loader.sampler) is torch.utils.data.SequentialSampler
+        ):
+            raise SpecError(
+                "loader",
+                "drop_last" if loader.drop_last else f"a {type(loader.sampler).__name__}",
+                "the order of samples is a function of seed and epoch, and none is dropped",
+                "pass DataLoader(dataset, batch_size=..., shuffle=...) with drop_last=False",
+            )
         self.device, self.batch_count = world.device, world.batch_count
         self.weight = 1.0
         self.feed = Feed(

@@ -5,10 +5,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.optim import Optimizer
+from torch.utils._pytree import tree_map_only
 
 from armillary.feeds import FeedState
 from armillary.train.batches import Feed
@@ -18,9 +20,12 @@ from armillary.train.world import World
 
 @dataclass(slots=True)
 class Counters:
-    """How far a run is: steps done, the best monitored value, and evaluations since it."""
+    """How far a run is: steps done and the last of them that was followed by an evaluation, the
+    best monitored value, and evaluations since it.
+    """
 
     step: int = 0
+    evaluated: int = 0
     best: float | None = None
     since_best: int = 0
 
@@ -86,8 +91,10 @@ def restore_model(model: nn.Module, path: Path, *, serial: bool) -> None:
 
 
 def _packed(values: dict[str, Any]) -> bytes:
+    """`values` as bytes; a schedule may count in NumPy's numbers, which are kept as Python's."""
+    plain = tree_map_only(np.generic, lambda number: number.item(), values)
     content = io.BytesIO()
-    torch.save(values, content)
+    torch.save(plain, content)
     return content.getvalue()
 
 

@@ -111,16 +111,20 @@ def speed_charts(record: Record) -> list[Chart]:
     return charts
 
 
+def wheel_of(phase: str, index: int) -> int:
+    """The colour of a phase: its own of six, grey for what is left over."""
+    return 6 if phase == "other" else index % 6
+
+
 def _phase_chart(record: Record) -> Chart:
     traces = []
-    totals = []
     for index, (name, seconds) in enumerate(record.steps.phases_s.items()):
+        wheel = wheel_of(name, index)
         x, y = bucketed(record.steps.step, seconds * 1e3, np.median)
-        totals.append(float(np.nanmax(np.where(np.isfinite(y), y, np.nan))) if len(y) else 0.0)
         traces.append({
             "type": "scatter", "mode": "lines", "stackgroup": "phases",
             "name": html.escape(name), "x": _numbers(x), "y": _numbers(y),
-            "line": {"width": 0.6, "color": f"@wheel{index}"}, "fillcolor": f"@fill{index}",
+            "line": {"width": 0.6, "color": f"@wheel{wheel}"}, "fillcolor": f"@fill{wheel}",
             "hovertemplate": "%{y:.3g} ms",
         })
     median = record.steps["step_s"]

@@ -28,7 +28,7 @@ function template(colours) {
   return { layout: {
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
     font: { family: getComputedStyle(document.body).fontFamily, size: 12.5, color: get("muted") },
-    colorway: [get("first"), get("second"), ...[3, 5, 6, 0, 4].map((i) => get(`wheel${i}`))],
+    colorway: [get("first"), get("second"), ...[3, 4, 5, 0, 6].map((i) => get(`wheel${i}`))],
     xaxis: { ...axis, showgrid: false }, yaxis: axis,
     margin: { l: 8, r: 10, t: 16, b: 8, autoexpand: true },
     hovermode: "x unified",

@@ -12,7 +12,13 @@ from plotly.offline import get_plotlyjs
 
 from armillary.spec import write_atomically
 from armillary.train.report import words
-from armillary.train.report.charts import Chart, loss_chart, speed_charts, training_charts
+from armillary.train.report.charts import (
+    Chart,
+    loss_chart,
+    speed_charts,
+    training_charts,
+    wheel_of,
+)
 from armillary.train.report.figures import read_figures
 from armillary.train.report.reading import Record, number, read_run, sources, table
 from armillary.train.report.rivals import comparison_tables
@@ -110,7 +116,7 @@ def _shares(short: dict[str, Any]) -> list[dict[str, Any]]:
     shares = short["phase_shares"]
     total = sum(shares.values()) or 1.0
     return [
-        {"name": name, "width": round(100 * share / total, 2), "wheel": index,
+        {"name": name, "width": round(100 * share / total, 2), "wheel": wheel_of(name, index),
          "text": f"{100 * share:.0f} %" if share >= 0.01 else "< 1 %"}
         for index, (name, share) in enumerate(shares.items())
     ]

@@ -13,11 +13,12 @@ from armillary.train.report.reading import LIVE_S, Record, number, read_run, tab
 
 SMALLER = ("loss", "mae", "rmse", "mse", "error", "brier", "crps", "nll", "perplexity", "fpr")
 LARGER = ("auc", "tpr", "accuracy", "recall", "precision", "f1", "r2", "skill", "within", "score")
+NOT_FINITE = "stopped: not finite"
 STATES = {
     "finished": "finished",
     "early stop": "finished",
     "stopped": "stopped",
-    "nan": "stopped: not finite",
+    "nan": NOT_FINITE,
     "resumed": "",
 }
 
@@ -70,6 +71,9 @@ def state(record: Record) -> str:
     """finished, running, stopped, stopped: not finite, unfinished or empty."""
     told, test_step = "", -1
     for event in record.events:
+        if event.get("what") == "ended" and told != NOT_FINITE:
+            is_done = str(event.get("message")).startswith(("finished", "stopped early"))
+            told = "finished" if is_done else "stopped"
         told = STATES.get(str(event.get("what")), told)
     for line in record.evaluations:
         if line.get("split") == "test":
