@@ -1,0 +1,113 @@
+"""A rank that fails: the first cause is told once, with its rank, however many ranks fall by it."""
+
+import contextlib
+import hashlib
+import json
+import os
+import signal
+import time
+import traceback
+from collections.abc import Iterator, Mapping
+from datetime import timedelta
+from pathlib import Path
+
+import torch.distributed as dist
+
+from armillary.spec import SpecError
+
+PEER_LOST = (
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "Broken pipe",
+    "Timed out waiting",
+    "Connection refused",
+    "failed to connect",
+)
+
+
+class RankError(RuntimeError):
+    """A rank failed of something that is not the user's mistake: its rank, and its traceback."""
+
+    def __init__(self, rank: int, text: str) -> None:
+        super().__init__(f"rank {rank} failed\n{text}")
+        self.rank = rank
+
+
+class ToldElsewhere(RuntimeError):
+    """This rank failed of what another rank tells."""
+
+
+def is_lost_peer(error: BaseException) -> bool:
+    """Whether `error` only tells that another rank is gone."""
+    if isinstance(error, dist.DistError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in PEER_LOST)
+
+
+def leave_error(folder: Path, rank: int, error: BaseException) -> None:
+    """Leave `error` in `folder` for the process that started the rank."""
+    content = {
+        "time": time.time(),
+        "rank": rank,
+        "spec": error.to_dict() if isinstance(error, SpecError) else None,
+        "is_lost_peer": is_lost_peer(error),
+        "traceback": traceback.format_exc(),
+    }
+    (folder / f"{rank}.json").write_text(json.dumps(content), encoding="utf-8")
+
+
+def first_error(folder: Path, exit_codes: Mapping[int, int]) -> Exception:
+    """The error that brought the ranks down: the earliest that is no mere loss of a peer.
+
+    `exit_codes` are those of the ranks that failed, by rank; a negative one is a signal's number.
+    """
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("*.json")]
+    found.sort(key=lambda entry: entry["time"])
+    causes = [entry for entry in found if not entry["is_lost_peer"]]
+    if not causes:
+        for rank, code in exit_codes.items():
+            if code < 0 and -code not in (signal.SIGTERM, signal.SIGINT):
+                return RankError(
+                    rank,
+                    f"killed by {signal.Signals(-code).name}; what was saved is "
+                    "whole, go on with --resume",
+                )
+    for entry in causes or found:
+        if entry["spec"] is not None:
+            return SpecError(**entry["spec"])
+        return RankError(entry["rank"], entry["traceback"])
+    rank, code = next(iter(exit_codes.items()))
+    return RankError(rank, f"left with exit code {code} and no error")
+
+
+@contextlib.contextmanager
+def telling_once() -> Iterator[None]:
+    """Under a launcher of many ranks an error passes on one, and is `ToldElsewhere` on others.
+
+    The ranks agree through the launcher's store; a rank that cannot reach it tells its error.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield
+        return
+    try:
+        yield
+    except Exception as error:
+        if is_lost_peer(error) or not _is_first_to_tell(str(error)):
+            raise ToldElsewhere(str(error)) from None
+        if isinstance(error, SpecError):
+            raise
+        raise RankError(int(os.environ["RANK"]), traceback.format_exc()) from None
+
+
+def _is_first_to_tell(text: str) -> bool:
+    key = f"armillary/error/{hashlib.sha256(text.encode()).hexdigest()}"
+    try:
+        store = dist.TCPStore(
+            os.environ["MASTER_ADDR"],
+            int(os.environ["MASTER_PORT"]),
+            is_master=False,
+            timeout=timedelta(seconds=5),
+        )
+        return int(store.add(key, 1)) == 1
+    except (RuntimeError, KeyError, ValueError):
+        return True
