@@ -6,6 +6,7 @@ milliseconds. What runs in a job is the real code of a rank, on real gloo collec
 
 import multiprocessing
 import os
+import signal
 import socket
 import traceback
 from collections.abc import Callable
@@ -113,8 +114,25 @@ def _work(pipe: Connection) -> None:
             pipe.send((False, traceback.format_exc()))
 
 
-def train_as_rank(request: Any, runs: Path) -> Path:
-    """Train as one rank; the run's folder."""
-    from armillary.train.loop import train_rank
+def train_as_rank(request: Any, runs: Path, stop_after: int = 0) -> tuple[Path, int]:
+    """Train as one rank; the run's folder and exit code.
 
-    return train_rank(replace(request, runs=runs, quiet=True)).run_path
+    The last rank alone is told to stop, by a signal, once it has done `stop_after` steps.
+    """
+    from armillary.train import loop
+
+    count = loop.Trainer._count
+    if stop_after:
+
+        def count_and_signal(trainer: Any, *args: Any) -> None:
+            count(trainer, *args)
+            is_last_rank = trainer.world.rank == trainer.world.num_ranks - 1
+            if is_last_rank and trainer.counters.step == stop_after:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        loop.Trainer._count = count_and_signal  # type: ignore[method-assign]
+    try:
+        outcome = loop.train_rank(replace(request, runs=runs, quiet=True))
+    finally:
+        loop.Trainer._count = count  # type: ignore[method-assign]
+    return outcome.run_path, outcome.exit_code

@@ -15,15 +15,17 @@ class Bench:
     def __init__(self, ranks: Ranks, runs: Path) -> None:
         self.ranks, self.runs = ranks, runs
 
-    def train(self, case: str, layout: str = "", **assignments: Any) -> "Result":
-        """A new run of `case` on `layout`."""
+    def train(
+        self, case: str, layout: str = "", stop_after: int = 0, **assignments: Any
+    ) -> "Result":
+        """A new run of `case` on `layout`; one rank is told to stop after `stop_after` steps."""
         from armillary.train.request import new_request
 
         request = new_request(
             str(CASES / f"{case}.py"), layout=Layout.parse(layout), runs=self.runs, quiet=True,
             trackers=(), assignments={name: str(value) for name, value in assignments.items()},
         )
-        return self._run(request)
+        return self._run(request, stop_after)
 
     def resume(self, run: Path, layout: str | None = None, **assignments: Any) -> "Result":
         """The run at `run` gone on with, on its own layout or another."""
@@ -35,19 +37,21 @@ class Bench:
         )
         return self._run(request)
 
-    def _run(self, request: Any) -> "Result":
-        paths = self.ranks.run(request.layout.num_ranks, train_as_rank, request, self.runs)
-        assert len(set(paths)) == 1
-        return Result(paths[0])
+    def _run(self, request: Any, stop_after: int = 0) -> "Result":
+        ended = self.ranks.run(
+            request.layout.num_ranks, train_as_rank, request, self.runs, stop_after
+        )
+        assert len(set(ended)) == 1, "every rank ends alike"
+        return Result(*ended[0])
 
 
 class Result:
     """A run's folder as numbers."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, exit_code: int = 0) -> None:
         from armillary.train.run_folder import RunFolder
 
-        self.path = path
+        self.path, self.exit_code = path, exit_code
         self.folder = RunFolder.open(path)
         self.lines = self.folder.metrics()
 

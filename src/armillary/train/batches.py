@@ -2,6 +2,7 @@
 
 import hashlib
 import random
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -19,6 +20,7 @@ from armillary.spec import SpecError
 Key = tuple[int, int, int]  # epoch, position, index of the sample
 Collate = Callable[[Sequence[Any]], Any]
 
+CAN_FORK = sys.platform == "linux"
 NUM_FINGERPRINT_SAMPLES = 16
 NUM_BATCHES_AHEAD = 64
 
@@ -119,6 +121,8 @@ class Feed:
             sampler=_Keys(self.order, self.epoch, parts),
             collate_fn=_as_it_is,
             num_workers=self.num_workers,
+            # A recipe is no module that a fresh process could import by name.
+            multiprocessing_context="fork" if self.num_workers and CAN_FORK else None,
             pin_memory=self.pin_memory,
         )
 

@@ -1,7 +1,6 @@
 """A causal transformer of repeated blocks with tied embeddings, a schedule and clipping."""
 
-import math
-
+import numpy as np
 import torch
 from torch import nn
 
@@ -60,6 +59,7 @@ def optimizer(params):
 
 
 def scheduler(optimizer, num_steps):
+    """NumPy's numbers become learning rates: a checkpoint has to bear them."""
     return torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * step / num_steps))
+        optimizer, lambda step: 0.5 * (1 + np.cos(np.pi * step / num_steps))
     )
