@@ -22,8 +22,12 @@ class Bench:
         from armillary.train.request import new_request
 
         request = new_request(
-            str(CASES / f"{case}.py"), layout=Layout.parse(layout), runs=self.runs, quiet=True,
-            trackers=(), assignments={name: str(value) for name, value in assignments.items()},
+            str(CASES / f"{case}.py"),
+            layout=Layout.parse(layout),
+            runs=self.runs,
+            quiet=True,
+            trackers=(),
+            assignments={name: str(value) for name, value in assignments.items()},
         )
         return self._run(request, stop_after)
 
@@ -32,7 +36,10 @@ class Bench:
         from armillary.train.request import resumed_request
 
         request = resumed_request(
-            run, layout=None if layout is None else Layout.parse(layout), quiet=True, trackers=(),
+            run,
+            layout=None if layout is None else Layout.parse(layout),
+            quiet=True,
+            trackers=(),
             assignments={name: str(value) for name, value in assignments.items()},
         )
         return self._run(request)
@@ -85,8 +92,9 @@ class Result:
         if manifest.layout.precision == "float64":
             model = model.to(torch.float64)
         checkpoints = self.folder.checkpoints
-        restore_model(model, checkpoint_path(checkpoints, max(saved_steps(checkpoints))),
-                      serial=True)
+        restore_model(
+            model, checkpoint_path(checkpoints, max(saved_steps(checkpoints))), serial=True
+        )
         return dict(model.state_dict())
 
 

@@ -71,9 +71,7 @@ def test_the_cases_are_as_hard_as_they_claim(serial: Serial) -> None:
 
 
 @pytest.mark.parametrize("case", ["mlp", "sequences"])
-def test_predictions_come_in_the_order_of_the_data(
-    bench: Bench, serial: Serial, case: str
-) -> None:
+def test_predictions_come_in_the_order_of_the_data(bench: Bench, serial: Serial, case: str) -> None:
     ours = bench.train(case, "data=4,precision=float64").folder.predictions("test")
     theirs = serial(case).folder.predictions("test")
     assert ours is not None and theirs is not None and ours.keys() == theirs.keys()

@@ -68,9 +68,7 @@ def test_a_stop_where_an_evaluation_was_due_misses_none(bench: Bench) -> None:
         ("sequences", "data=2", ""),
     ],
 )
-def test_a_run_goes_on_on_another_layout(
-    bench: Bench, case: str, before: str, after: str
-) -> None:
+def test_a_run_goes_on_on_another_layout(bench: Bench, case: str, before: str, after: str) -> None:
     whole = bench.train(case, "precision=float64")
     stopped = bench.train(case, f"{before},precision=float64", stop_after=1)
     assert len(stopped.losses) == 2

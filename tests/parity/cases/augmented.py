@@ -19,10 +19,14 @@ class Noisy:
         return self.num_samples
 
     def __getitem__(self, index: int) -> torch.Tensor:
-        return torch.stack([
-            torch.randn(()), torch.tensor(np.random.randn()).float(),
-            torch.tensor(random.gauss(0, 1)), torch.tensor(float(index)),
-        ])
+        return torch.stack(
+            [
+                torch.randn(()),
+                torch.tensor(np.random.randn()).float(),
+                torch.tensor(random.gauss(0, 1)),
+                torch.tensor(float(index)),
+            ]
+        )
 
 
 def model() -> nn.Module:

@@ -18,8 +18,9 @@ class Block(nn.Module):
     def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
         mask_TT = nn.Transformer.generate_square_subsequent_mask(x_BTD.shape[1], dtype=x_BTD.dtype)
         h_BTD = self.norm(x_BTD)
-        x_BTD = x_BTD + self.attention(h_BTD, h_BTD, h_BTD, attn_mask=mask_TT,
-                                       need_weights=False)[0]
+        x_BTD = (
+            x_BTD + self.attention(h_BTD, h_BTD, h_BTD, attn_mask=mask_TT, need_weights=False)[0]
+        )
         return x_BTD + self.down(nn.functional.gelu(self.up(self.norm2(x_BTD))))
 
 

@@ -9,7 +9,11 @@ settings = {"epochs": 9, "global_batch_size": 50}
 
 def model(width: int = 16, dropout: float = 0.0) -> nn.Module:
     return nn.Sequential(
-        nn.Linear(8, width), nn.Tanh(), nn.Dropout(dropout), nn.Linear(width, width), nn.Tanh(),
+        nn.Linear(8, width),
+        nn.Tanh(),
+        nn.Dropout(dropout),
+        nn.Linear(width, width),
+        nn.Tanh(),
         nn.Linear(width, 1),
     )
 
