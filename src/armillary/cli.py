@@ -24,36 +24,43 @@ app = typer.Typer(
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, for programs.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, xpu or mps.")]
+RecipeWord = Annotated[str, typer.Argument(help="A Python file, or a built-in recipe.")]
+LayoutWords = Annotated[
+    str,
+    typer.Option(
+        help="Degrees of the axes and how a step is cut: data=2,sharded=2,micro_batch_size=8,"
+        "precision=bfloat16,recompute=full,compile=true."
+    ),
+]
+Assignments = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        help="A setting or an option of the recipe: epochs=5, global_batch_size=64. Repeatable.",
+    ),
+]
+DataPath = Annotated[
+    Path | None, typer.Option(help="Where the recipe's data lie; otherwise ARMILLARY_DATA.")
+]
+RunsPath = Annotated[Path, typer.Option(help="Where run folders are made.")]
+RunToResume = Annotated[Path | None, typer.Option(help="Go on with the run in this folder.")]
+Trackers = Annotated[
+    list[str] | None, typer.Option(help="tensorboard (default), mlflow or wandb. Repeatable.")
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors.")]
 
 
 @app.command()
 def train(
-    recipe: Annotated[str, typer.Argument(help="A Python file, or a built-in recipe.")] = "",
-    layout: Annotated[
-        str,
-        typer.Option(
-            help="Degrees of the axes and how a step is cut: data=2,sharded=2,"
-            "micro_batch_size=8,precision=bfloat16,recompute=full,compile=true."
-        ),
-    ] = "",
-    assign: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            help="A setting or an option of the recipe: "
-            "epochs=5, global_batch_size=64. Repeatable.",
-        ),
-    ] = None,
-    data: Annotated[
-        Path | None, typer.Option(help="Where the recipe's data lie; otherwise ARMILLARY_DATA.")
-    ] = None,
-    runs: Annotated[Path, typer.Option(help="Where run folders are made.")] = Path("runs"),
-    resume: Annotated[Path | None, typer.Option(help="Go on with the run in this folder.")] = None,
+    recipe: RecipeWord = "",
+    layout: LayoutWords = "",
+    assign: Assignments = None,
+    data: DataPath = None,
+    runs: RunsPath = Path("runs"),
+    resume: RunToResume = None,
     device: Device = "auto",
-    tracker: Annotated[
-        list[str] | None, typer.Option(help="tensorboard (default), mlflow or wandb. Repeatable.")
-    ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors.")] = False,
+    tracker: Trackers = None,
+    quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Train a recipe: a file of your own, or a built-in one.

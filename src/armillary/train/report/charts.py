@@ -52,8 +52,14 @@ def loss_chart(record: Record) -> Chart | None:
         layout |= _best_mark(number(best["step"]), f"best {metric}")
     seen = np.concatenate([smooth, value])
     layout["yaxis"] = _range(seen, loss, may_be_log=True)
-    return {"title": "Loss", "note": "", "height": 340, "wide": True,
-            "data": traces, "layout": layout}
+    return {
+        "title": "Loss",
+        "note": "",
+        "height": 340,
+        "wide": True,
+        "data": traces,
+        "layout": layout,
+    }
 
 
 def training_charts(record: Record) -> list[Chart]:
@@ -121,12 +127,19 @@ def _phase_chart(record: Record) -> Chart:
     for index, (name, seconds) in enumerate(record.steps.phases_s.items()):
         wheel = wheel_of(name, index)
         x, y = bucketed(record.steps.step, seconds * 1e3, np.median)
-        traces.append({
-            "type": "scatter", "mode": "lines", "stackgroup": "phases",
-            "name": html.escape(name), "x": _numbers(x), "y": _numbers(y),
-            "line": {"width": 0.6, "color": f"@wheel{wheel}"}, "fillcolor": f"@fill{wheel}",
-            "hovertemplate": "%{y:.3g} ms",
-        })
+        traces.append(
+            {
+                "type": "scatter",
+                "mode": "lines",
+                "stackgroup": "phases",
+                "name": html.escape(name),
+                "x": _numbers(x),
+                "y": _numbers(y),
+                "line": {"width": 0.6, "color": f"@wheel{wheel}"},
+                "fillcolor": f"@fill{wheel}",
+                "hovertemplate": "%{y:.3g} ms",
+            }
+        )
     median = record.steps["step_s"]
     median = median[np.isfinite(median)]
     note = f"median {words.duration(float(np.median(median)))}" if median.size else ""
@@ -182,30 +195,63 @@ def _last(values: np.ndarray) -> float:
 
 def _small(title: str, note: str, data: list[Chart], layout: dict[str, Any]) -> Chart:
     base: dict[str, Any] = {"showlegend": False, "xaxis": {"nticks": 5}}
-    return {"title": title, "note": note, "height": 210, "wide": False,
-            "data": data, "layout": base | layout}
+    return {
+        "title": title,
+        "note": note,
+        "height": 210,
+        "wide": False,
+        "data": data,
+        "layout": base | layout,
+    }
 
 
 def _line(x: np.ndarray, y: np.ndarray, name: str, colour: str, width: float) -> Chart:
     faint = {"hoverinfo": "skip"} if colour == "@faint" else {"hovertemplate": "%{y:.4g}"}
-    return {"type": "scatter", "mode": "lines", "name": html.escape(name), "x": _numbers(x),
-            "y": _numbers(y), "line": {"width": width, "color": colour}, **faint}
+    return {
+        "type": "scatter",
+        "mode": "lines",
+        "name": html.escape(name),
+        "x": _numbers(x),
+        "y": _numbers(y),
+        "line": {"width": width, "color": colour},
+        **faint,
+    }
 
 
 def _points(x: np.ndarray, y: np.ndarray, name: str, colour: str) -> Chart:
     thin_x, thin_y = extremes(x, y)
     size = 6 if len(thin_x) < 60 else 3
-    return {"type": "scatter", "mode": "lines+markers", "name": html.escape(name),
-            "x": _numbers(thin_x), "y": _numbers(thin_y),
-            "line": {"width": 1.4, "color": colour}, "marker": {"size": size, "color": colour},
-            "hovertemplate": "%{y:.4g}"}
+    return {
+        "type": "scatter",
+        "mode": "lines+markers",
+        "name": html.escape(name),
+        "x": _numbers(thin_x),
+        "y": _numbers(thin_y),
+        "line": {"width": 1.4, "color": colour},
+        "marker": {"size": size, "color": colour},
+        "hovertemplate": "%{y:.4g}",
+    }
 
 
 def _best_mark(step: float, text: str) -> dict[str, Any]:
-    line = {"type": "line", "x0": step, "x1": step, "y0": 0, "y1": 1, "yref": "paper",
-            "line": {"width": 1, "dash": "dot", "color": "@muted"}}
-    label = {"x": step, "y": 1, "yref": "paper", "yanchor": "bottom", "showarrow": False,
-             "text": html.escape(text), "font": {"size": 11, "color": "@muted"}}
+    line = {
+        "type": "line",
+        "x0": step,
+        "x1": step,
+        "y0": 0,
+        "y1": 1,
+        "yref": "paper",
+        "line": {"width": 1, "dash": "dot", "color": "@muted"},
+    }
+    label = {
+        "x": step,
+        "y": 1,
+        "yref": "paper",
+        "yanchor": "bottom",
+        "showarrow": False,
+        "text": html.escape(text),
+        "font": {"size": 11, "color": "@muted"},
+    }
     return {"shapes": [line], "annotations": [label]}
 
 

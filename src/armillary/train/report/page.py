@@ -50,16 +50,30 @@ def write_report(run_folder: Path) -> Path:
         charts.append({"id": chart["id"], "data": chart["data"], "layout": chart["layout"]})
     loader = PackageLoader("armillary.train.report", ".")
     page = Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        loader=loader,
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
         lstrip_blocks=True,
     ).get_template("page.html.jinja")
     short = summarise(record)
     text = page.render(
-        short=short, head=_head(short), tiles=_tiles(short, record), learning=learning,
-        speed=speed, shares=_shares(short), comparison=table(record.comparison),
-        metrics=comparison_tables(record), figures=figures, left_out=left_out,
-        events=_events(record), open_events=OPEN_EVENTS, checkpoints=_checkpoints(record),
-        tables=_tables(record), sources=_sources(record), charts=jsonable(charts),
+        short=short,
+        head=_head(short),
+        tiles=_tiles(short, record),
+        learning=learning,
+        speed=speed,
+        shares=_shares(short),
+        comparison=table(record.comparison),
+        metrics=comparison_tables(record),
+        figures=figures,
+        left_out=left_out,
+        events=_events(record),
+        open_events=OPEN_EVENTS,
+        checkpoints=_checkpoints(record),
+        tables=_tables(record),
+        sources=_sources(record),
+        charts=jsonable(charts),
         plotly=get_plotlyjs(),
     )
     path = record.folder / "report.html"
@@ -116,8 +130,12 @@ def _shares(short: dict[str, Any]) -> list[dict[str, Any]]:
     shares = short["phase_shares"]
     total = sum(shares.values()) or 1.0
     return [
-        {"name": name, "width": round(100 * share / total, 2), "wheel": wheel_of(name, index),
-         "text": f"{100 * share:.0f} %" if share >= 0.01 else "< 1 %"}
+        {
+            "name": name,
+            "width": round(100 * share / total, 2),
+            "wheel": wheel_of(name, index),
+            "text": f"{100 * share:.0f} %" if share >= 0.01 else "< 1 %",
+        }
         for index, (name, share) in enumerate(shares.items())
     ]
 
@@ -128,9 +146,14 @@ def _recipe_chart(figure: dict[str, Any]) -> Chart:
     for note in layout.get("annotations") or []:
         if table(table(note).get("font")).get("size") == SUBPLOT_TITLE_SIZE:
             note["font"].pop("size")
-    return {"title": figure["title"], "note": "", "wide": True, "data": figure["data"],
-            "height": int(min(1600, max(160, height))) if math.isfinite(height) else 380,
-            "layout": layout}
+    return {
+        "title": figure["title"],
+        "note": "",
+        "wide": True,
+        "data": figure["data"],
+        "height": int(min(1600, max(160, height))) if math.isfinite(height) else 380,
+        "layout": layout,
+    }
 
 
 def _events(record: Record) -> list[dict[str, str]]:
@@ -139,9 +162,13 @@ def _events(record: Record) -> list[dict[str, str]]:
         events = [event for event in events if event.get("what") != "best"][-MOST_EVENTS:]
     tones = {"nan": "bad", "fallback": "bad", "stopped": "warn", "resumed": "warn", "best": "good"}
     return [
-        {"time": words.duration(event.get("time_s")), "what": str(event.get("what", "event")),
-         "step": f"{number(event.get('step')):,.0f}" if "step" in event else "",
-         "message": str(event.get("message") or ""), "tone": tones.get(str(event.get("what")), "")}
+        {
+            "time": words.duration(event.get("time_s")),
+            "what": str(event.get("what", "event")),
+            "step": f"{number(event.get('step')):,.0f}" if "step" in event else "",
+            "message": str(event.get("message") or ""),
+            "tone": tones.get(str(event.get("what")), ""),
+        }
         for event in events
     ]
 

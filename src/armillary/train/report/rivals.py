@@ -31,21 +31,34 @@ def _metric_table(metric: str, entry: Row, record: Record) -> Row:
     rows: list[Row] = []
     for name, one in stated:
         value, low, high = (one.get(key) for key in ("value", "low", "high"))
-        row: Row = {"name": name, "is_model": not rows,
-                    "value": words.interval(value, low, high),
-                    "whisker": values.whisker(value, low, high)}
+        row: Row = {
+            "name": name,
+            "is_model": not rows,
+            "value": words.interval(value, low, high),
+            "whisker": values.whisker(value, low, high),
+        }
         if rows:
             gap, gap_low, gap_high = (one.get(end) for end in ends)
             verdict, _ = judge(metric, one, record)
-            row |= {"difference": words.interval(gap, gap_low, gap_high),
-                    "gap_whisker": gaps.whisker(gap, gap_low, gap_high),
-                    "verdict": VERDICTS.get(verdict, ""), "tone": TONES.get(verdict, "")}
+            row |= {
+                "difference": words.interval(gap, gap_low, gap_high),
+                "gap_whisker": gaps.whisker(gap, gap_low, gap_high),
+                "verdict": VERDICTS.get(verdict, ""),
+                "tone": TONES.get(verdict, ""),
+            }
         dropped = int(number(one.get("num_dropped")) or 0) if one.get("num_dropped") else 0
         row["dropped"] = f"{dropped:,} resamples without a value" if dropped else ""
         rows.append(row)
     wish = {1: "larger is better", -1: "smaller is better", 0: ""}[sign]
-    return {"metric": metric, "wish": wish, "rows": rows, "ticks": values.ticks(),
-            "gap_ticks": gaps.ticks(), "zero": gaps.place(0.0), "has_rivals": len(rows) > 1}
+    return {
+        "metric": metric,
+        "wish": wish,
+        "rows": rows,
+        "ticks": values.ticks(),
+        "gap_ticks": gaps.ticks(),
+        "zero": gaps.place(0.0),
+        "has_rivals": len(rows) > 1,
+    }
 
 
 VERDICTS = {

@@ -207,8 +207,9 @@ def _verdicts(metric: str, rivals: dict[str, Any], record: Record) -> str:
     for name, rival in rivals.items():
         verdict, text = judge(metric, table(rival), record)
         if verdict:
-            groups.setdefault(verdict, []).append((abs(number(table(rival)["difference"])), (text
-                                                   and f"{name} by {text}") or name))
+            groups.setdefault(verdict, []).append(
+                (abs(number(table(rival)["difference"])), (text and f"{name} by {text}") or name)
+            )
     said = [
         f"{verdict} {words.listing([text for _, text in sorted(groups[verdict])])}"
         for verdict in ("better than", "worse than", "different from", "not told apart from")

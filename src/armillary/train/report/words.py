@@ -31,7 +31,8 @@ def interval(value: Any, low: Any, high: Any) -> str:
     if len(ends) < 2 or not isinstance(value, int | float):
         return short(value)
     places = decimals(ends[1] - ends[0], value)
-    shown = [f"{v + 0.0:,.{places}f}".replace("-", MINUS) for v in (value, *ends)]
+    rounded = [round(float(v), places) + 0.0 for v in (value, *ends)]  # + 0.0: no minus nought
+    shown = [f"{v:,.{places}f}".replace("-", MINUS) for v in rounded]
     return f"{shown[0]} [{shown[1]}, {shown[2]}]"
 
 
@@ -71,8 +72,11 @@ def listing(parts: list[str]) -> str:
 def flat(value: Any, name: str = "") -> list[tuple[str, str]]:
     """Rows of a table from nested values: dotted name, text."""
     if isinstance(value, dict):
-        rows = [row for key, inner in value.items()
-                for row in flat(inner, f"{name}.{key}" if name else str(key))]
+        rows = [
+            row
+            for key, inner in value.items()
+            for row in flat(inner, f"{name}.{key}" if name else str(key))
+        ]
         return rows or [(name, "–")]
     if isinstance(value, list):
         return [(name, ", ".join(str(item) for item in value) or "–")]

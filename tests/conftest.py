@@ -1,0 +1,60 @@
+"""What every test stands on: one thread a rank, no launcher's variables, marks by folder."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+# Before torch is imported: several ranks on a few cores otherwise fight for them.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# A test starts its own ranks; those of a job that the tests themselves run in are not theirs.
+LAUNCHERS = ("SLURM_", "OMPI_", "PMI_", "PMIX_", "PALS_", "TORCHELASTIC_", "FLUX_")
+RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+for _name in list(os.environ):
+    if _name in RANKS or _name.startswith((*LAUNCHERS, "ARMILLARY_")):
+        del os.environ[_name]
+
+# The same examples every time: a law that fails here fails on the next machine too.
+settings.register_profile("armillary", deadline=None, derandomize=True, max_examples=60)
+settings.load_profile("armillary")
+
+
+def accelerator() -> str | None:
+    """The kind of accelerator that torch can use here, or None."""
+    import torch
+
+    found = torch.accelerator.current_accelerator(check_available=True)
+    return None if found is None else found.type
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark tests by their folder, and skip aloud those that need an accelerator."""
+    for item in items:
+        folder = item.path.relative_to(REPOSITORY / "tests").parts[0]
+        if folder in ("fault", "device"):
+            item.add_marker(folder)
+    needing = [item for item in items if item.get_closest_marker("device")]
+    if needing and accelerator() is None:
+        for item in needing:
+            item.add_marker(pytest.mark.skip(reason="needs an accelerator, and there is none"))
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The root of the repository."""
+    return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of measured data beside the checkout; tests that read it are skipped without."""
+    folder = REPOSITORY.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip("the measured data is not beside the checkout (../shared/data)")
+    return folder
