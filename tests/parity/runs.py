@@ -22,7 +22,7 @@ class Bench:
         from armillary.train.request import new_request
 
         request = new_request(
-            str(CASES / f"{case}.py"),
+            case if case.endswith(".py") else str(CASES / f"{case}.py"),
             layout=Layout.parse(layout),
             runs=self.runs,
             quiet=True,

@@ -3,8 +3,10 @@
 import logging
 import multiprocessing
 import os
+import pickle
 import signal
 import tempfile
+import threading
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from torch.distributed.launcher.api import LaunchConfig
 
 SHUTDOWN_TIMEOUT_S = 60
+OUTCOME = "outcome.pickle"
 FOREIGN_LAUNCHERS = {
     "SLURM_STEP_NUM_TASKS": "srun",
     "OMPI_COMM_WORLD_SIZE": "Open MPI",
@@ -82,17 +85,18 @@ def _train_on_own_ranks(request: TrainRequest) -> Outcome:
     from torch.distributed.launcher.api import elastic_launch
 
     assert request.run_path is not None
-    for name in ("torch.distributed", "torch.multiprocessing"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
+    _silence_launcher()
     multiprocessing.set_forkserver_preload(["armillary.train.loop"])
-    with tempfile.TemporaryDirectory(prefix="armillary-") as errors, _loopback():
+    with tempfile.TemporaryDirectory(prefix="armillary-") as errors, _loopback(), _own_handlers():
         config = _launch_config(request.layout.num_ranks, Path(errors))
         try:
             outcomes: Mapping[int, Outcome] = elastic_launch(config, run_rank)(request, errors)
             return outcomes[0]
         except SignalException as stopped:
-            return _interrupted(request.run_path, stopped.sigval)
+            return _left_outcome(Path(errors)) or _interrupted(request.run_path, stopped.sigval)
         except ChildFailedError as failed:
+            if (outcome := _left_outcome(Path(errors))) is not None:
+                return outcome
             ranks = {rank: failure.exitcode for rank, failure in failed.failures.items()}
             raise first_error(Path(errors), ranks) from None
 
@@ -119,14 +123,49 @@ def _launch_config(num_ranks: int, folder: Path) -> "LaunchConfig":
 
 
 def run_rank(request: TrainRequest, errors: str) -> Outcome:
-    """One rank's whole life; an error is left in the folder `errors`, for the parent to show."""
+    """One rank's whole life; an error is left in the folder `errors`, for the parent to show.
+
+    So is the outcome of an interrupted run: a rank that returned it would wait for the parent to
+    take it, which waits for the rank to end.
+    """
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // request.layout.num_ranks))
     try:
-        return train_rank(request)
+        outcome = train_rank(request)
     except BaseException as error:
         leave_error(Path(errors), int(os.environ["RANK"]), error)
         raise
+    if outcome.exit_code == INTERRUPTED:
+        if outcome.is_writer:
+            (Path(errors) / OUTCOME).write_bytes(pickle.dumps(outcome))
+        raise SystemExit(INTERRUPTED)
+    return outcome
+
+
+def _left_outcome(folder: Path) -> Outcome | None:
+    path = folder / OUTCOME
+    outcome: Outcome | None = pickle.loads(path.read_bytes()) if path.is_file() else None
+    return outcome
+
+
+def _silence_launcher() -> None:
+    """What torch's launcher says of ranks that fail is said by us, once."""
+    for name in logging.root.manager.loggerDict:
+        if name.startswith(("torch.distributed.elastic", "torch.multiprocessing")):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+@contextmanager
+def _own_handlers() -> Iterator[None]:
+    """Give back the handlers of the signals that torch's launcher takes and keeps."""
+    is_main = threading.current_thread() is threading.main_thread()
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT) if is_main else ()
+    before = [signal.getsignal(number) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
 
 
 def _interrupted(run_path: Path, number: int) -> Outcome:
