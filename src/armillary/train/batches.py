@@ -109,7 +109,9 @@ class Feed:
                 start=start,
                 num_samples=stop - start,
                 num_micro_batches=len(micro_batches),
-                micro_batches=((_sound(next(batches)), len(positions)) for positions in micro_batches),
+                micro_batches=(
+                    (_sound(next(batches)), len(positions)) for positions in micro_batches
+                ),
             )
         self.epoch, self.position = self.epoch + 1, 0
 

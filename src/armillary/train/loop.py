@@ -23,6 +23,7 @@ from armillary.train.checkpoint import (
     saved_steps,
 )
 from armillary.train.evaluate import Evaluation, Evaluator
+from armillary.train.heap import keep_freed_memory
 from armillary.train.journal import Journal
 from armillary.train.parallel import apply_layout
 from armillary.train.phases import Phases
@@ -69,6 +70,8 @@ def train_rank(request: TrainRequest) -> Outcome:
     Raises: `SpecError` on what the data, model or disk makes impossible.
     """
     with watch_signals() as wish, join(request.layout, request.device) as world:
+        if world.device.type == "cpu":
+            keep_freed_memory()
         recipe = request.load_recipe()
         request = replace(request, run_path=_agree_on_folder(request, recipe, world))
         trainer = Trainer(request, recipe, world, wish)

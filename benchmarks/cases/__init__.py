@@ -1,0 +1,1 @@
+"""The models that the loops are timed on, as recipes."""
