@@ -38,6 +38,8 @@ class Turn:
                 }
             )
             words = sys.stdin.readline().split()
+            if not words:
+                raise SystemExit("the referee has left")
             self._is_last, self._steps_left = words[0] == "finish", int(words[1])
             self._wall_s, self._cpu_s = time.perf_counter(), time.process_time()
         self._steps_left -= 1
