@@ -5,6 +5,7 @@ which hashes its own files; rank 0 then writes complete.json and renames the fol
 the name step-<number> is therefore whole. A state saved by one layout is read by any other.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -20,6 +21,7 @@ from typing import Any
 
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 
 from armillary.spec import SpecError, write_atomically
@@ -27,6 +29,7 @@ from armillary.train.world import World
 
 COMPLETE = "complete.json"
 COMMIT_TIMEOUT_S = 300.0
+SPACE_OF_FULL_DISK_BYTES = 2**20
 
 
 @dataclass(slots=True)
@@ -118,6 +121,8 @@ class Checkpoints:
         if not pending.hashed.wait(COMMIT_TIMEOUT_S):
             raise TimeoutError(f"checkpoint {pending.step} not written in {COMMIT_TIMEOUT_S:.0f} s")
         if pending.error is not None:
+            if self.world.is_first:
+                shutil.rmtree(pending.folder, ignore_errors=True)
             raise _unwritable(pending.folder, pending.error) from pending.error
         if self.world.is_first:
             self._await_hashes(pending.folder)
@@ -226,16 +231,30 @@ def _make(folder: Path) -> None:
 
 
 def _unwritable(folder: Path, error: BaseException) -> SpecError:
-    causes = [error]
-    while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None:
-        causes.append(cause)
-    reason = next((str(c) for c in reversed(causes) if isinstance(c, OSError)), str(error))
     return SpecError(
         "checkpoints",
-        f"{folder.parent} cannot be written: {reason}",
+        f"{folder.parent} cannot be written: {_reason(folder.parent, error)}",
         "a run saves its state as it goes; what was saved before is kept",
         "free space or name another place with --runs, then --resume the run",
     )
+
+
+def _reason(folder: Path, error: BaseException) -> str:
+    """Why writing failed: the system's words for it if any rank heard them.
+
+    torch's writer of files answers a full disk with a sentence about positions.
+    """
+    causes = [error]
+    for cause in causes:
+        if isinstance(cause, CheckpointException):
+            causes += [failure for failure, _ in cause.failures.values()]
+        causes += [linked for linked in (cause.__cause__, cause.__context__) if linked]
+    for cause in causes:
+        if isinstance(cause, OSError):
+            return cause.strerror or str(cause)
+    if shutil.disk_usage(folder).free < SPACE_OF_FULL_DISK_BYTES:
+        return os.strerror(errno.ENOSPC)
+    return str(causes[-1]).strip().splitlines()[-1]
 
 
 def _hashes_path(folder: Path, rank: int) -> Path:

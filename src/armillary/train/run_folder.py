@@ -1,5 +1,6 @@
 """The folder of a run: what it was, what was measured, and what it left. Read without torch."""
 
+import contextlib
 import json
 import time
 from collections.abc import Mapping
@@ -82,19 +83,31 @@ class RunFolder:
         manifest.write(self.path / "manifest.json")
 
     def append(self, line: dict[str, Any]) -> None:
-        """Append a line to metrics.jsonl; the file is flushed once a second."""
-        if self._metrics_file is None:
-            self._metrics_file = _open_for_append(self.path / "metrics.jsonl")
-        self._metrics_file.write(json.dumps(line) + "\n")
+        """Append a line to metrics.jsonl; the file is flushed once a second.
+
+        Raises: `SpecError` if the disk does not take it.
+        """
         now_s = time.monotonic()
-        if now_s - self._flushed_s > 1.0 or line["kind"] != "step":
-            self._metrics_file.flush()
-            self._flushed_s = now_s
+        try:
+            if self._metrics_file is None:
+                self._metrics_file = _open_for_append(self.path / "metrics.jsonl")
+            self._metrics_file.write(json.dumps(line) + "\n")
+            if now_s - self._flushed_s > 1.0 or line["kind"] != "step":
+                self._metrics_file.flush()
+                self._flushed_s = now_s
+        except OSError as error:
+            raise SpecError(
+                "run",
+                f"{self.path} cannot be written: {error.strerror}",
+                "a run writes down what it does; what was saved before is kept",
+                "free space, then --resume the run",
+            ) from error
 
     def close(self) -> None:
-        """Flush and close metrics.jsonl."""
+        """Flush and close metrics.jsonl; lines that the disk does not take are lost."""
         if self._metrics_file is not None:
-            self._metrics_file.close()
+            with contextlib.suppress(OSError):
+                self._metrics_file.close()
             self._metrics_file = None
 
     def metrics(self) -> list[dict[str, Any]]:
