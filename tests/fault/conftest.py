@@ -1,7 +1,6 @@
 """Ranks that live as long as the tests of this folder, for what needs no command line."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 

@@ -18,8 +18,12 @@ def start(*words: str, launcher: tuple[str, ...] = ()) -> subprocess.Popen[str]:
     """The command, begun, in a process group of its own."""
     command = [sys.executable, *launcher, "-m", "armillary.cli"] if launcher else ARMILLARY
     return subprocess.Popen(
-        [*command, *words], env=os.environ | {"PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        [*command, *words],
+        env=os.environ | {"PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.fault.door import TROUBLE, only_run, result, steps_done, train
+from tests.fault.door import TROUBLE, only_run, steps_done, train
 from tests.parity.runs import Bench, Result
 
 BAD_INPUT = 2
@@ -45,7 +45,10 @@ def _truncate(path: Path) -> None:
     ],
 )
 def test_a_damaged_checkpoint_is_passed_over(
-    bench: Bench, whole: Result, damage, pattern: str  # type: ignore[no-untyped-def]
+    bench: Bench,
+    whole: Result,
+    damage,
+    pattern: str,  # type: ignore[no-untyped-def]
 ) -> None:
     stopped = bench.train(TROUBLE, "data=2", stop_after=6)
     newest = max(stopped.folder.checkpoints.glob("step-*"))
@@ -73,8 +76,11 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 1 MiB, where mounting is allowed."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)],
-                             capture_output=True, check=False)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)],
+        capture_output=True,
+        check=False,
+    )
     if mounted.returncode != 0:
         pytest.skip("mounting a small file system needs rights")
     yield folder
@@ -89,8 +95,18 @@ def test_a_full_disk_is_told_and_what_was_saved_goes_on(
     filler = small_disk / "somebody-elses"
     filler.write_bytes(bytes(600_000))
     runs = small_disk / "runs"
-    exit_code, said = train(TROUBLE, "--layout", layout, "--runs", str(runs), "-q",
-                            "--set", "width=3000", "--set", "keep_checkpoints=3")
+    exit_code, said = train(
+        TROUBLE,
+        "--layout",
+        layout,
+        "--runs",
+        str(runs),
+        "-q",
+        "--set",
+        "width=3000",
+        "--set",
+        "keep_checkpoints=3",
+    )
     assert exit_code == BAD_INPUT, said
     assert "No space left on device" in said and "--resume" in said, said
     assert said.count("  rule  ") == 1 and "Traceback" not in said, said
@@ -106,8 +122,9 @@ def _train_with_small_files(runs: str) -> int:
     from armillary.train.request import new_request
 
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-    request = new_request(TROUBLE, runs=Path(runs), quiet=True, trackers=(),
-                          assignments={"width": "30000"})
+    request = new_request(
+        TROUBLE, runs=Path(runs), quiet=True, trackers=(), assignments={"width": "30000"}
+    )
     try:
         train_here(request)
     except SpecError as error:
@@ -128,8 +145,9 @@ def _save_for_ever(folder: str) -> None:
     from armillary.train.checkpoint import Checkpoints
     from armillary.train.world import World
 
-    world = World(rank=0, num_ranks=1, device=torch.device("cpu"), mesh=None, batch_index=0,
-                  batch_count=1)
+    world = World(
+        rank=0, num_ranks=1, device=torch.device("cpu"), mesh=None, batch_index=0, batch_count=1
+    )
     checkpoints = Checkpoints(Path(folder), world, keep=2)
     values = torch.zeros(500_000)
     for step in range(1, 10_000):
@@ -173,8 +191,9 @@ def test_saving_the_same_step_again_puts_nothing_at_risk(
     from armillary.train.checkpoint import Checkpoints, checkpoint_path, find_fault
     from armillary.train.world import World
 
-    world = World(rank=0, num_ranks=1, device=torch.device("cpu"), mesh=None, batch_index=0,
-                  batch_count=1)
+    world = World(
+        rank=0, num_ranks=1, device=torch.device("cpu"), mesh=None, batch_index=0, batch_count=1
+    )
     checkpoints = Checkpoints(tmp_path, world, keep=2)
     checkpoints.save(3, {"values": torch.ones(9)})
     checkpoints.finish()
@@ -197,8 +216,9 @@ def test_what_is_saved_is_the_state_of_that_moment(tmp_path: Path) -> None:
     from armillary.train.checkpoint import Checkpoints, checkpoint_path, load
     from armillary.train.world import World
 
-    world = World(rank=0, num_ranks=1, device=torch.device("cpu"), mesh=None, batch_index=0,
-                  batch_count=1)
+    world = World(
+        rank=0, num_ranks=1, device=torch.device("cpu"), mesh=None, batch_index=0, batch_count=1
+    )
     checkpoints = Checkpoints(tmp_path, world, keep=2)
     values = torch.ones(3_000_000)
     checkpoints.save(1, {"values": values})

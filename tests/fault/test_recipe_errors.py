@@ -37,8 +37,16 @@ def refusal(recipe: Path | str, layout: str = "", **assignments: str) -> SpecErr
 
     folder = Path(recipe).parent
     with pytest.raises(SpecError) as caught:
-        train_here(new_request(str(recipe), layout=Layout.parse(layout), trackers=(), quiet=True,
-                               runs=folder / "runs", assignments=assignments))
+        train_here(
+            new_request(
+                str(recipe),
+                layout=Layout.parse(layout),
+                trackers=(),
+                quiet=True,
+                runs=folder / "runs",
+                assignments=assignments,
+            )
+        )
     error = caught.value
     assert error.where and error.found and error.rule and error.fix
     return error
@@ -66,8 +74,12 @@ def test_the_good_recipe_is_good(tmp_path: Path) -> None:
         (".mean()", ".mean().item()", "recipe.loss", "float"),
         ('"epochs": 1', '"epoch": 1', "case.settings.epoch", "epochs"),
         ('"epochs": 1', '"epochs": 0', "settings.epochs", "at least 1"),
-        ("[torch.ones(2)] * 8", "[torch.ones(2)] * 7 + [torch.ones(3)]", "recipe.collate",
-         "pad_collate"),
+        (
+            "[torch.ones(2)] * 8",
+            "[torch.ones(2)] * 7 + [torch.ones(3)]",
+            "recipe.collate",
+            "pad_collate",
+        ),
     ],
 )
 def test_a_recipe_that_cannot_work(
@@ -133,10 +145,21 @@ def test_shards_outside_replicas_are_refused(bench: Bench) -> None:
 
 @pytest.mark.slow
 def test_a_layout_for_another_world_is_told_once_under_torchrun(tmp_path: Path) -> None:
-    launcher = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d",
-                "--rdzv-endpoint", "localhost:0", "--local-addr", "localhost")
-    exit_code, said = train(TROUBLE, "--layout", "data=3", "--runs", str(tmp_path),
-                            launcher=launcher)
+    launcher = (
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node",
+        "2",
+        "--rdzv-backend",
+        "c10d",
+        "--rdzv-endpoint",
+        "localhost:0",
+        "--local-addr",
+        "localhost",
+    )
+    exit_code, said = train(
+        TROUBLE, "--layout", "data=3", "--runs", str(tmp_path), launcher=launcher
+    )
     assert exit_code != 0
     assert said.count("data=3 is for 3 ranks, the launcher started 2") == 1, said
     assert list(tmp_path.iterdir()) == []

@@ -100,8 +100,9 @@ def test_a_signal_saves_and_leaves(
     tmp_path: Path, layout: str, name: str, target: str, whole: Whole
 ) -> None:
     """Ctrl-C reaches the whole process group, a batch system the parent or any rank."""
-    process = start("train", TROUBLE, "--layout", layout, "--runs", str(tmp_path), "--set",
-                    "pause_s=0.15")
+    process = start(
+        "train", TROUBLE, "--layout", layout, "--runs", str(tmp_path), "--set", "pause_s=0.15"
+    )
     wait_for(lambda: steps_done(tmp_path) >= 2, process)
     if target == "group":
         os.killpg(process.pid, getattr(signal, name))
@@ -123,8 +124,9 @@ def test_a_signal_saves_and_leaves(
 def test_a_killed_rank_ends_the_others_within_seconds(
     tmp_path: Path, layout: str, rank: int, whole: Whole
 ) -> None:
-    process = start("train", TROUBLE, "--layout", layout, "--runs", str(tmp_path), "--set",
-                    "pause_s=0.15")
+    process = start(
+        "train", TROUBLE, "--layout", layout, "--runs", str(tmp_path), "--set", "pause_s=0.15"
+    )
     wait_for(lambda: steps_done(tmp_path) >= 4, process)
     os.kill(ranks_of(process)[rank], signal.SIGKILL)
     killed_s = time.monotonic()
@@ -144,8 +146,17 @@ def test_a_killed_rank_ends_the_others_within_seconds(
 
 def test_a_failing_rank_is_told_once_with_its_rank(tmp_path: Path, flag: Path) -> None:
     """The sample falls to one rank; the other only loses its peer."""
-    exit_code, said = train(TROUBLE, "--layout", "data=2", "--runs", str(tmp_path / "runs"),
-                            "--set", "trouble=broken", "--set", f"flag={flag}")
+    exit_code, said = train(
+        TROUBLE,
+        "--layout",
+        "data=2",
+        "--runs",
+        str(tmp_path / "runs"),
+        "--set",
+        "trouble=broken",
+        "--set",
+        f"flag={flag}",
+    )
     assert exit_code == CRASHED
     assert said.count("Traceback (most recent call last)") == 1, said
     assert said.count("sample 37 cannot be read") == 1
@@ -155,8 +166,7 @@ def test_a_failing_rank_is_told_once_with_its_rank(tmp_path: Path, flag: Path) -
 def test_gradients_that_are_not_finite_are_never_saved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """sqrt at 0 has a finite loss and an infinite gradient: the last sound state stays the newest.
-    """
+    """sqrt at 0 has a finite loss, an infinite gradient: the last sound state stays the newest."""
     from armillary.train.launch import train as train_here
     from armillary.train.request import new_request
 
@@ -172,8 +182,9 @@ def test_gradients_that_are_not_finite_are_never_saved(
         "def loss(model, batch): return model(batch).abs().sqrt().mean()\n"
         "def optimizer(params): return torch.optim.SGD(params, lr=1e-3)\n"
     )
-    request = new_request(str(case), runs=tmp_path, trackers=(), quiet=True,
-                          assignments={"shuffle": "false"})
+    request = new_request(
+        str(case), runs=tmp_path, trackers=(), quiet=True, assignments={"shuffle": "false"}
+    )
     outcome = train_here(request)
     assert outcome.exit_code == NOT_FINITE
     assert "step 1" in outcome.message and steps_done(tmp_path) == 1

@@ -25,23 +25,40 @@ AXES = st.dictionaries(st.sampled_from(["data", "sharded", "tensor"]), st.intege
 PLAIN = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | WORDS
 
 LAYOUTS = st.builds(
-    Layout, degrees=AXES, micro_batch_size=st.integers(0, 9), compile=st.booleans(),
+    Layout,
+    degrees=AXES,
+    micro_batch_size=st.integers(0, 9),
+    compile=st.booleans(),
     precision=st.sampled_from(["float32", "bfloat16", "float16", "float64"]),
     recompute=st.sampled_from(["none", "full"]),
 )
 SETTINGS = st.builds(
-    TrainSettings, epochs=st.integers(1, 99), seed=st.integers(0, 2**40),
-    clip_norm=st.floats(0, 9), shuffle=st.booleans(), global_batch_size=st.integers(1, 999),
+    TrainSettings,
+    epochs=st.integers(1, 99),
+    seed=st.integers(0, 2**40),
+    clip_norm=st.floats(0, 9),
+    shuffle=st.booleans(),
+    global_batch_size=st.integers(1, 999),
 )
 BLOCKS = st.builds(Block, path=WORDS, num_parameters=st.integers(), parameter_bytes=st.integers())
 GRAPHS = st.builds(
-    ModelGraph, name=WORDS, num_parameters=st.integers(), parameter_bytes=st.integers(),
-    blocks=st.lists(BLOCKS, max_size=3).map(tuple), has_batch_norm=st.booleans(),
+    ModelGraph,
+    name=WORDS,
+    num_parameters=st.integers(),
+    parameter_bytes=st.integers(),
+    blocks=st.lists(BLOCKS, max_size=3).map(tuple),
+    has_batch_norm=st.booleans(),
 )
 MANIFESTS = st.builds(
-    Manifest, recipe=WORDS, recipe_sha256=WORDS, created_utc=WORDS, layout=LAYOUTS,
-    settings=SETTINGS, options=st.dictionaries(WORDS, PLAIN, max_size=3),
-    num_samples=st.dictionaries(WORDS, st.integers(), max_size=3), num_parameters=st.integers(),
+    Manifest,
+    recipe=WORDS,
+    recipe_sha256=WORDS,
+    created_utc=WORDS,
+    layout=LAYOUTS,
+    settings=SETTINGS,
+    options=st.dictionaries(WORDS, PLAIN, max_size=3),
+    num_samples=st.dictionaries(WORDS, st.integers(), max_size=3),
+    num_parameters=st.integers(),
 )
 DOCUMENTS = LAYOUTS | SETTINGS | BLOCKS | GRAPHS | MANIFESTS
 
@@ -81,8 +98,11 @@ def test_a_layout_in_words_is_read_back(layout: Layout) -> None:
         (TrainSettings, {"schema": 2}, "settings.schema"),
         (Layout, {"degrees": {"data": "2"}}, "layout.degrees.data"),
         (Layout, {"degrees": [2]}, "layout.degrees"),
-        (ModelGraph, {"name": "m", "num_parameters": 1, "parameter_bytes": 4,
-                      "blocks": [{"path": "a"}]}, "model graph.blocks[0]"),
+        (
+            ModelGraph,
+            {"name": "m", "num_parameters": 1, "parameter_bytes": 4, "blocks": [{"path": "a"}]},
+            "model graph.blocks[0]",
+        ),
         (Manifest, {"recipe": "r"}, "manifest"),
     ],
 )

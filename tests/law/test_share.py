@@ -1,4 +1,4 @@
-"""Shares of a step: each position falls to one rank, and all ranks take the same number of turns."""
+"""Shares of a step: each position falls to one rank, and all ranks take as many turns."""
 
 import numpy as np
 from hypothesis import given

@@ -1,7 +1,6 @@
 """Ranks that live as long as the tests of this folder, and a bench that trains on them."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 

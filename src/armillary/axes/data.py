@@ -39,16 +39,22 @@ class Data:
         )
 
     def traffic(self, graph: ModelGraph, layouts: Layouts) -> Sequence[Transfer]:
-        replicas = layouts.degree(self.name)
+        """Whole gradients in one stream of buckets; shards of them unit by unit (HSDP)."""
+        shards = layouts.degree("sharded")
+        has_replicas = layouts.degree(self.name) > 1
+        streams = [("", graph.parameter_bytes, has_replicas & (shards == 1))] + [
+            (path, size, has_replicas & (shards > 1)) for path, size in graph.unit_bytes.items()
+        ]
         return [
             Transfer(
                 collective="all_reduce",
                 group=(self.name,),
-                bytes=graph.parameter_bytes / layouts.degree("sharded"),
-                per_step=(replicas > 1).astype(np.float64),
+                bytes=size / shards,
+                per_step=is_sent.astype(np.float64),
                 hidden_behind="backward",
-                path="",
+                path=path,
             )
+            for path, size, is_sent in streams
         ]
 
     def apply(

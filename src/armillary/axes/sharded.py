@@ -33,11 +33,9 @@ class Sharded:
         return Shares(parameters=share, gradients=share, optimizer_state=share, samples=share)
 
     def traffic(self, graph: ModelGraph, layouts: Layouts) -> Sequence[Transfer]:
-        units = [(block.path, block.parameter_bytes) for block in graph.blocks]
         return [
             transfer
-            for path, size in [*units, ("", graph.rest_bytes)]
-            if size
+            for path, size in graph.unit_bytes.items()
             for transfer in self._of_unit(path, size, layouts)
         ]
 

@@ -37,3 +37,9 @@ class ModelGraph(Document):
     def rest_bytes(self) -> int:
         """Bytes of the parameters outside the repeated blocks."""
         return self.parameter_bytes - sum(block.parameter_bytes for block in self.blocks)
+
+    @property
+    def unit_bytes(self) -> dict[str, int]:
+        """Bytes of what is gathered as a whole, by path: every block, and the rest under ""."""
+        units = {block.path: block.parameter_bytes for block in self.blocks}
+        return units | ({"": self.rest_bytes} if self.rest_bytes else {})

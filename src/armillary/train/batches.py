@@ -18,7 +18,7 @@ from armillary.feeds import FeedState, SampleOrder, Share, mix
 from armillary.spec import SpecError
 
 Key = tuple[int, int, int]  # epoch, position, index of the sample
-Collate = Callable[[Sequence[Any]], Any]
+Collate = Callable[[list[Any]], Any]
 
 CAN_FORK = sys.platform == "linux"
 NUM_FINGERPRINT_SAMPLES = 16
@@ -61,7 +61,7 @@ class Feed:
     ) -> None:
         self.dataset, self.batch_size, self.share = dataset, batch_size, share
         self.order = SampleOrder(num_samples=len(dataset), seed=seed, shuffle=shuffle)
-        self.collate = collate or default_collate
+        self.collate: Collate = collate or default_collate
         self.num_workers, self.pin_memory = num_workers, pin_memory
         self.fingerprint = fingerprint(dataset)
         self.epoch, self.position = 0, 0
