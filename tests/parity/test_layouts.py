@@ -30,6 +30,7 @@ class Serial:
 def assert_equal(ours: Result, theirs: Result) -> None:
     assert largest_relative(ours.losses, theirs.losses) <= TOLERANCE
     assert distance(ours.parameters(), theirs.parameters()) <= TOLERANCE
+    assert ours.column("grad_norm") == pytest.approx(theirs.column("grad_norm"), rel=TOLERANCE)
     for mine, other in zip(ours.evaluations, theirs.evaluations, strict=True):
         assert mine["loss"] == pytest.approx(other["loss"], rel=TOLERANCE)
         assert mine["metrics"] == pytest.approx(other["metrics"], rel=TOLERANCE)
