@@ -20,7 +20,7 @@ GOAL = 1.02
 def main() -> None:
     """Measure what is asked for and write the results."""
     chosen = _arguments()
-    results: dict[str, Any] = {"machine": _machine(chosen)}
+    machine, results = _machine(chosen), dict[str, Any]()
     if "startup" in chosen.parts:
         from benchmarks import startup
 
@@ -35,7 +35,8 @@ def main() -> None:
         results["loops"] = loops.measure(
             chosen.launches, chosen.rounds, chosen.cases, chosen.layouts
         )
-    results["machine"]["load_after"] = os.getloadavg()[0]
+    machine["load_after"] = os.getloadavg()[0]
+    results["taken"] = {part: machine for part in chosen.parts}
     _write(results, chosen.out)
     print(f"results in {chosen.out}")
 
@@ -87,7 +88,7 @@ def _write(results: dict[str, Any], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "results.json"
     before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    results = before | results
+    results = before | results | {"taken": before.get("taken", {}) | results["taken"]}
     path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     (folder / "results.md").write_text(page(results), encoding="utf-8")
     if "loops" in results:

@@ -5,23 +5,21 @@ from typing import Any
 
 def page(results: dict[str, Any]) -> str:
     """The results in Markdown, with the machine and its load named."""
-    machine = results["machine"]
-    parts = [
-        "# Benchmark results",
-        "",
-        f"{machine['date']}, {machine['processor']}, {machine['num_cores']} cores, torch "
+    parts = ["# Benchmark results", ""]
+    for name, tables in (("loops", _loops), ("startup", _startup), ("checkpoints", _checkpoints)):
+        if name in results:
+            heading, *rest = tables(results[name])
+            parts += [heading, "", _taken(results["taken"][name]), *rest]
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def _taken(machine: dict[str, Any]) -> str:
+    return (
+        f"Taken {machine['date']} on {machine['processor']}, {machine['num_cores']} cores, load "
+        f"{machine['load_before']:.1f} before and {machine['load_after']:.1f} after; torch "
         f"{machine['torch']}, accelerate {machine['accelerate']}, lightning-fabric "
-        f"{machine['lightning_fabric']}; load before {machine['load_before']:.1f}, after "
-        f"{machine['load_after']:.1f}. Command: `{machine['command']}`.",
-        "",
-    ]
-    if "loops" in results:
-        parts += _loops(results["loops"])
-    if "startup" in results:
-        parts += _startup(results["startup"])
-    if "checkpoints" in results:
-        parts += _checkpoints(results["checkpoints"])
-    return "\n".join(parts) + "\n"
+        f"{machine['lightning_fabric']}: `{machine['command']}`"
+    )
 
 
 def _interval(found: dict[str, float], digits: int = 3) -> str:
