@@ -36,7 +36,7 @@ def main() -> None:
             chosen.launches, chosen.rounds, chosen.cases, chosen.layouts
         )
     machine["load_after"] = os.getloadavg()[0]
-    results["taken"] = {part: machine for part in chosen.parts}
+    results["taken"] = dict.fromkeys(chosen.parts, machine)
     _write(results, chosen.out)
     print(f"results in {chosen.out}")
 

@@ -30,7 +30,7 @@ def _loops(rows: list[dict[str, Any]]) -> list[str]:
     parts = [
         "## Seconds a step: ours / theirs",
         "",
-        "Median over pairs of blocks taken in turn in the same processes, 95 % bootstrap interval. "
+        "Median over pairs of blocks taken in turn, 95 % bootstrap interval. "
         "CPU time is that of rank 0's process on all its threads. `line` has no work in it: there "
         "only the milliseconds matter.",
         "",
