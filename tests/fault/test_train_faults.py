@@ -93,6 +93,7 @@ def _signal(process: "object", name: str, target: str) -> None:
         ("data=1", "SIGINT", "parent"),
         ("data=2", "SIGTERM", "parent"),
         ("data=2", "SIGINT", "group"),
+        ("data=2", "SIGTERM", "group"),
         ("sharded=2", "SIGTERM", "rank"),
     ],
 )
@@ -189,3 +190,15 @@ def test_gradients_that_are_not_finite_are_never_saved(
     assert outcome.exit_code == NOT_FINITE
     assert "step 1" in outcome.message and steps_done(tmp_path) == 1
     assert all(t.isfinite().all() for t in Result(outcome.run_path).parameters().values())
+
+
+def test_a_signal_while_ranks_start_ends_them_too(tmp_path: Path) -> None:
+    process = start("train", TROUBLE, "--layout", "data=2", "--runs", str(tmp_path))
+    wait_for(lambda: any(tmp_path.iterdir()), process)
+    time.sleep(1.0)
+    os.kill(process.pid, signal.SIGTERM)
+    told_s = time.monotonic()
+    exit_code, said = finished(process)
+    assert time.monotonic() - told_s < 15.0
+    assert exit_code == INTERRUPTED, said
+    assert "Traceback" not in said and "interrupted" in said

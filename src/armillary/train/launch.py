@@ -9,9 +9,10 @@ import tempfile
 import threading
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING
 
 import torch
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from torch.distributed.launcher.api import LaunchConfig
 
 SHUTDOWN_TIMEOUT_S = 60
-OUTCOME = "outcome.pickle"
+OUTCOME, TOLD = "outcome.pickle", "told-to-stop"
 FOREIGN_LAUNCHERS = {
     "SLURM_STEP_NUM_TASKS": "srun",
     "OMPI_COMM_WORLD_SIZE": "Open MPI",
@@ -87,7 +88,11 @@ def _train_on_own_ranks(request: TrainRequest) -> Outcome:
     assert request.run_path is not None
     _silence_launcher()
     multiprocessing.set_forkserver_preload(["armillary.train.loop"])
-    with tempfile.TemporaryDirectory(prefix="armillary-") as errors, _loopback(), _own_handlers():
+    with (
+        tempfile.TemporaryDirectory(prefix="armillary-") as errors,
+        _loopback(),
+        _passing_on(Path(errors)) as told,
+    ):
         config = _launch_config(request.layout.num_ranks, Path(errors))
         try:
             outcomes: Mapping[int, Outcome] = elastic_launch(config, run_rank)(request, errors)
@@ -97,6 +102,8 @@ def _train_on_own_ranks(request: TrainRequest) -> Outcome:
         except ChildFailedError as failed:
             if (outcome := _left_outcome(Path(errors))) is not None:
                 return outcome
+            if told:
+                return _interrupted(request.run_path, told[0])
             ranks = {rank: failure.exitcode for rank, failure in failed.failures.items()}
             raise first_error(Path(errors), ranks) from None
 
@@ -119,6 +126,7 @@ def _launch_config(num_ranks: int, folder: Path) -> "LaunchConfig":
         logs_specs=DefaultLogsSpecs(log_dir=str(folder / "logs")),
         monitor_interval=0.05,
         shutdown_timeout=SHUTDOWN_TIMEOUT_S,
+        signals_to_handle="SIGHUP,SIGQUIT",
     )
 
 
@@ -130,6 +138,9 @@ def run_rank(request: TrainRequest, errors: str) -> Outcome:
     """
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // request.layout.num_ranks))
+    (Path(errors) / f"{os.getpid()}.pid").touch()
+    if (Path(errors) / TOLD).exists():
+        raise SystemExit(INTERRUPTED)
     try:
         outcome = train_rank(request)
     except BaseException as error:
@@ -156,13 +167,28 @@ def _silence_launcher() -> None:
 
 
 @contextmanager
-def _own_handlers() -> Iterator[None]:
-    """Give back the handlers of the signals that torch's launcher takes and keeps."""
+def _passing_on(folder: Path) -> Iterator[list[int]]:
+    """Pass signals to stop on to the ranks, which save and leave; those that came, by number.
+
+    torch's launcher would raise an exception wherever the signal finds it, and one that is raised
+    in a callback of the interpreter is lost. The other handlers it takes are given back.
+    """
+    told: list[int] = []
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        told.append(number)
+        (folder / TOLD).touch()
+        for path in folder.glob("*.pid"):
+            with suppress(ProcessLookupError):
+                os.kill(int(path.stem), number)
+
     is_main = threading.current_thread() is threading.main_thread()
     numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT) if is_main else ()
     before = [signal.getsignal(number) for number in numbers]
+    for number in numbers[:2]:
+        signal.signal(number, pass_on)
     try:
-        yield
+        yield told
     finally:
         for number, handler in zip(numbers, before, strict=True):
             signal.signal(number, handler)
