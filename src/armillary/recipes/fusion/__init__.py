@@ -1,0 +1,338 @@
+"""Will this plasma disrupt? A small ensemble that reads a tokamak shot row by row.
+
+Sixteen slow signals of MAST, every 5 ms, become 28 features that say how near the plasma is to
+its known limits. Recurrent members (the family of FRNN: Kates-Harbeck, Svyatkovskiy & Tang 2019,
+Nature 568, 526) and members that see one row at a time learn together how a shot will end, and
+whether it does so soon. How a shot ended is read from its own plasma current (`labels`), the
+rivals are gradient boosting and two cheats (`baselines`), and a shot is judged by the rows until
+30 ms before its current falls (`alarms`).
+
+Data: a table of shots (`armillary.feeds.shots`), found by `path` or ARMILLARY_DATA. None is in
+the package. Splits: `split=random` is five-fold by shot, `split=time` tests on shots >= 24000.
+"""
+
+import hashlib
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.utils.rnn import pad_sequence
+from torch.optim.lr_scheduler import OneCycleLR
+
+from armillary.recipes.fusion.alarms import LEAD_ROWS, auc, evaluate, shot_scores, warning_times
+from armillary.recipes.fusion.baselines import Scores, rival_scores
+from armillary.recipes.fusion.features import FEATURES
+from armillary.recipes.fusion.labels import STEP_S
+from armillary.recipes.fusion.network import (
+    ENDS_HARD,
+    ENDS_SOON,
+    KINDS,
+    NEAR_ROWS,
+    NUM_QUANTILES,
+    SOON_ROWS,
+    Ensemble,
+    score_logit,
+    training_quantiles,
+)
+from armillary.recipes.fusion.signals import Shot, Shots, read_machine
+from armillary.recipes.fusion.splits import assign
+from armillary.spec import SpecError, nearest
+
+# Shapes: K members, B shots, T rows, F features, O outputs, N shots of a split
+
+settings = {"epochs": 16, "global_batch_size": 64, "clip_norm": 1.0}
+monitor = "min:loss"  # a shot AUC of some twenty validation shots is mostly chance
+
+LEARNING_RATE = 6e-3
+BAG_SHARE = 0.8
+FIRST_JUDGED_ROW = 6
+ENDING_WEIGHT, HIGHEST_WEIGHT, NEAR_WEIGHT, SOON_WEIGHT = 0.6, 0.6, 0.5, 1.0
+SHARPNESS = 4.0
+
+Batch = dict[str, torch.Tensor]
+
+
+class ShotRows(torch.utils.data.Dataset[Batch]):
+    """One sample a shot: its rows of features (T, F), and how it ended.
+
+    With `training` the rows stop where the current begins to fall: what follows is no forecast.
+    """
+
+    def __init__(self, shots: Sequence[Shot], fingerprint: str, *, training: bool = False) -> None:
+        self.shots = tuple(shots)
+        self.training = training
+        hard = np.mean([_truth(shot)["hardness"] > 0.5 for shot in shots]) if training else 0.5
+        self.weights = (0.5 / max(1 - hard, 1e-3), 0.5 / max(hard, 1e-3))
+        text = f"{fingerprint} {training} {[shot.shot_id for shot in shots]}"
+        self.fingerprint = hashlib.sha256(text.encode()).hexdigest()
+
+    def __len__(self) -> int:
+        return len(self.shots)
+
+    def __getitem__(self, i: int) -> Batch:
+        shot = self.shots[i]
+        truth = _truth(shot)
+        stop = int(truth["fall_row"]) + 1 if self.training else None
+        features = torch.from_numpy(shot.features_TF[:stop].astype(np.float32))
+        sample = {name: torch.tensor(value) for name, value in truth.items()}
+        sample["weight"] = torch.tensor(self.weights[int(truth["hardness"] > 0.5)])
+        return sample | {"features": features, "lengths": torch.tensor(len(features))}
+
+
+def model(
+    path: str = "",
+    split: str = "random",
+    fold: int = 0,
+    validation_share: float = 0.1,
+    kinds: str = "gru+rows",
+    members: int = 8,
+    hidden_size: int = 24,
+    dropout: float = 0.3,
+) -> nn.Module:
+    for kind in kinds.split("+"):
+        if kind not in KINDS:
+            raise SpecError(
+                "fusion.kinds",
+                f"{kind!r} is no kind of network",
+                "kinds are joined by +, as in gru+rows",
+                nearest(kind, list(KINDS)),
+            )
+    try:
+        train = data(path, split, fold, validation_share)["train"]
+        quantiles = quantiles_of(train.shots)
+    except SpecError:  # no table here: a checkpoint brings the quantiles
+        quantiles = np.full((len(FEATURES), NUM_QUANTILES), np.nan)
+    return Ensemble(kinds.split("+"), members, quantiles, hidden_size, dropout)
+
+
+def data(
+    path: str = "", split: str = "random", fold: int = 0, validation_share: float = 0.1
+) -> dict[str, ShotRows]:
+    machine = read_machine(path or None)
+    report_skipped(machine)
+    parts = assign(machine.shots, split, fold, validation_share)
+    return {
+        name: ShotRows(
+            [machine.shots[i] for i in indices], machine.fingerprint, training=name == "train"
+        )
+        for name, indices in parts.items()
+    }
+
+
+def collate(samples: Sequence[Batch]) -> Batch:
+    features = pad_sequence([s["features"] for s in samples], True, float("nan"))
+    rest = {
+        name: torch.stack([s[name] for s in samples]) for name in samples[0] if name != "features"
+    }
+    return rest | {"features": features}
+
+
+def loss(model: nn.Module, batch: Batch) -> torch.Tensor:
+    logits_KBTO = model(batch["features"])
+    members = len(logits_KBTO)
+    bag_KB = (
+        shown(batch["shot"], members)
+        if model.training
+        else torch.ones(members, len(batch["shot"]), device=logits_KBTO.device)
+    )
+    row = torch.arange(logits_KBTO.shape[2], device=logits_KBTO.device)
+    before_BT = row <= batch["fall_row"][:, None]
+    hardness_B, weight_B = batch["hardness"].float(), batch["weight"].float()
+
+    ends_KBT = logits_KBTO[..., ENDS_HARD].float()
+    target_KBT = hardness_B[:, None].expand_as(ends_KBT)
+    each_KBT = F.binary_cross_entropy_with_logits(ends_KBT, target_KBT, reduction="none")
+    judged_BT = before_BT & (row >= FIRST_JUDGED_ROW)
+    ending_KB = masked_mean(each_KBT, judged_BT) * weight_B
+
+    scored_BT = judged_BT & (row <= batch["fall_row"][:, None] - LEAD_ROWS)
+    highest_KB = soft_maximum(ends_KBT, scored_BT)
+    highest_KB = weight_B * F.binary_cross_entropy_with_logits(
+        highest_KB, hardness_B.expand_as(highest_KB), reduction="none"
+    )
+
+    timed_KB = timing_loss(logits_KBTO, batch, before_BT)
+    per_shot_KB = ENDING_WEIGHT * ending_KB + HIGHEST_WEIGHT * highest_KB + timed_KB
+    return (per_shot_KB * bag_KB).sum() / bag_KB.sum().clamp(min=1)
+
+
+def optimizer(params: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(params, lr=LEARNING_RATE, weight_decay=0.01, betas=(0.9, 0.98))
+
+
+def scheduler(optimizer: torch.optim.Optimizer, num_steps: int) -> OneCycleLR:
+    return OneCycleLR(optimizer, LEARNING_RATE, total_steps=num_steps, pct_start=0.15)
+
+
+def predict(model: nn.Module, batch: Batch) -> Batch:
+    logits_KBTO = model(batch["features"]).float()
+    mean_BTO = logits_KBTO.mean(0)
+    known = ("shot", "disrupted", "fall_row", "quench_row", "lengths")
+    return {
+        "probability": torch.sigmoid(score_logit(logits_KBTO)),
+        "ends_in_disruption": torch.sigmoid(mean_BTO[..., ENDS_HARD]),
+        "within_100ms": torch.sigmoid(mean_BTO[..., ENDS_SOON]),
+        **{name: batch[name] for name in known},
+    }
+
+
+def metrics(predictions: dict[str, np.ndarray]) -> dict[str, float]:
+    return evaluate(predictions)
+
+
+def rivals(data: Mapping[str, ShotRows]) -> dict[str, dict[str, np.ndarray]]:
+    seen = (*data["train"].shots, *data["validation"].shots)
+    test = data["test"].shots
+    return {name: as_predictions(test, s) for name, s in rival_scores(seen, test).items()}
+
+
+def figures(
+    predictions: dict[str, np.ndarray], rivals: dict[str, dict[str, np.ndarray]]
+) -> dict[str, go.Figure]:
+    curves = go.Figure(
+        layout={
+            "xaxis_title": "soft shots with an alarm, share",
+            "yaxis_title": "disruptions with an alarm, share",
+        }
+    )
+    warned = go.Figure(
+        layout={
+            "xaxis_title": "first alarm before the quench, ms",
+            "yaxis_title": "disruptions",
+            "barmode": "overlay",
+        }
+    )
+    for name, one in {"model": predictions, **rivals}.items():
+        score, hard = shot_scores(one), np.asarray(one["disrupted"], bool)
+        levels = np.r_[np.inf, np.sort(score)[::-1]]
+        false = [(score[~hard] >= level).mean() for level in levels]
+        true = [(score[hard] >= level).mean() for level in levels]
+        curves.add_scatter(x=false, y=true, name=f"{name} ({auc(score, hard):.3f})")
+        if name in ("model", "gradient boosting"):
+            warned.add_histogram(x=1000 * warning_times(one), name=name, opacity=0.6, nbinsx=40)
+    examples = go.Figure(
+        layout={
+            "xaxis_title": "before the fall of the current, ms",
+            "yaxis_title": "probability of a disruption",
+        }
+    )
+    for i in range(min(8, len(predictions["shot"]))):
+        probability = predictions["probability"][i]
+        before_ms = 1000 * STEP_S * (np.arange(len(probability)) - predictions["fall_row"][i])
+        ended = "disruption" if predictions["disrupted"][i] else "soft"
+        examples.add_scatter(
+            x=before_ms[before_ms <= 0],
+            y=probability[before_ms <= 0],
+            name=f"{int(predictions['shot'][i])}, {ended}",
+        )
+    return {
+        "Alarms, true and false": curves,
+        "Warning at 10 % false alarms": warned,
+        "Some shots of the test set": examples,
+    }
+
+
+def read(path: str) -> ShotRows:
+    machine = read_machine(path, with_endings=False)
+    report_skipped(machine)
+    return ShotRows(machine.shots, machine.fingerprint)
+
+
+def rows(predictions: dict[str, np.ndarray], dataset: ShotRows) -> dict[str, np.ndarray]:
+    lengths = [len(shot.signals_TV) for shot in dataset.shots]
+    shot = np.repeat([shot.shot_id for shot in dataset.shots], lengths)
+    row = np.concatenate([np.arange(length) for length in lengths])
+    columns = {"shot": shot, "row": row, "time_s": row * STEP_S}
+    for name in ("probability", "ends_in_disruption", "within_100ms"):
+        columns[name] = np.concatenate(list(predictions[name]))
+    return columns
+
+
+def quantiles_of(shots: Sequence[Shot]) -> np.ndarray:
+    """Quantiles (F, Q) of the features of the shots' rows until their current falls."""
+    return training_quantiles(
+        np.concatenate([shot.features_TF[: int(_truth(shot)["fall_row"]) + 1] for shot in shots])
+    )
+
+
+def report_skipped(machine: Shots) -> None:
+    """A warning that names each shot left out, with its reason; none if there is none."""
+    if machine.skipped:
+        reasons = "; ".join(f"{shot}: {reason}" for shot, reason in machine.skipped[:20])
+        warnings.warn(f"{len(machine.skipped)} shots were left out: {reasons}", stacklevel=3)
+
+
+def as_predictions(shots: Sequence[Shot], scores: Scores) -> dict[str, np.ndarray]:
+    """Scores of every row in the form that `predict` gives, for rivals."""
+    every = np.empty(len(scores), object)
+    every[:] = scores
+    truth = [_truth(shot) for shot in shots]
+    found = {
+        name: np.array([one[name] for one in truth])
+        for name in ("shot", "disrupted", "fall_row", "quench_row")
+    }
+    return {"probability": every, **found}
+
+
+def shown(shot_B: torch.Tensor, members: int) -> torch.Tensor:
+    """1 where a member (K, B) is shown a shot, else 0: its share is drawn by the shot's number."""
+    member = torch.arange(members, device=shot_B.device)[:, None]
+    mixed = (shot_B.long() * 7919 + member * 104729 + shot_B.long() * member * 31) % 1009
+    return (mixed < BAG_SHARE * 1009).float()
+
+
+def masked_mean(value_KBT: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor:
+    """The mean (K, B) over the rows of the mask; 0 where it has none."""
+    mask = mask_BT.to(value_KBT.dtype)
+    return (value_KBT * mask).sum(-1) / mask.sum(-1).clamp(min=1)
+
+
+def soft_maximum(value_KBT: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor:
+    """A smooth maximum (K, B) over the rows of the mask, never above the true one."""
+    hidden = value_KBT.masked_fill(~mask_BT, -1e4)
+    count = mask_BT.sum(-1).clamp(min=1).log()
+    found = (torch.logsumexp(SHARPNESS * hidden, -1) - count) / SHARPNESS
+    return torch.where(mask_BT.any(-1), found, 0.0)
+
+
+def timing_loss(logits_KBTO: torch.Tensor, batch: Batch, before_BT: torch.Tensor) -> torch.Tensor:
+    """Cross entropy (K, B) of "the shot ends within h" and "it disrupts within h"."""
+    row = torch.arange(before_BT.shape[1], device=before_BT.device)
+    left_BT = batch["fall_row"][:, None] - row
+    near = torch.stack([left_BT <= h for h in NEAR_ROWS], -1).float()
+    soon = torch.stack([left_BT <= h for h in SOON_ROWS], -1).float()
+    soon = soon * batch["hardness"].float()[:, None, None]
+    found = logits_KBTO.new_zeros(())
+    for start, target, weight in ((1, near, NEAR_WEIGHT), (ENDS_SOON, soon, SOON_WEIGHT)):
+        chosen = logits_KBTO[..., start : start + target.shape[-1]].float()
+        each = F.binary_cross_entropy_with_logits(
+            chosen, target.expand_as(chosen), reduction="none"
+        ).mean(-1)
+        found = found + weight * masked_mean(each, before_BT)
+    return found
+
+
+def _truth(shot: Shot) -> dict[str, Any]:
+    """What is known of a shot's ending, as numbers; of a shot without one, that it goes on."""
+    if shot.ending is None:
+        end = len(shot.signals_TV) - 1
+        return {
+            "shot": shot.shot_id,
+            "disrupted": False,
+            "hardness": 0.5,
+            "fall_row": end,
+            "quench_row": float(end),
+        }
+    end_of = shot.ending
+    return {
+        "shot": shot.shot_id,
+        "disrupted": end_of.is_disruption,
+        "hardness": end_of.hardness,
+        "fall_row": end_of.fall_row,
+        "quench_row": end_of.quench_row,
+    }

@@ -1,0 +1,156 @@
+"""Does nothing of a row's prediction know what comes after it, and do the labels read a quench?"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from armillary.feeds.shots import VARIABLES
+from armillary.recipes.fusion.alarms import auc, scored_rows, shot_scores, slice_auc
+from armillary.recipes.fusion.features import FEATURES, physics_features
+from armillary.recipes.fusion.labels import STEP_S, ending
+from armillary.recipes.fusion.network import KINDS, Ensemble, score_logit, training_quantiles
+from armillary.recipes.fusion.signals import clean
+
+NUM_ROWS = 40
+
+
+def random_signals(seed: int, num_rows: int = NUM_ROWS) -> np.ndarray:
+    """Signals (T, 16) of no plasma, with gaps, zeros and NaN in them."""
+    generator = np.random.default_rng(seed)
+    signals = generator.normal(1.0, 0.7, (num_rows, len(VARIABLES)))
+    signals[:, VARIABLES.index("Ip")] *= generator.choice([-6e5, 6e5])
+    signals[:, VARIABLES.index("ne_line")] *= 2e19
+    signals[generator.random(signals.shape) < 0.1] = np.nan
+    signals[generator.random(signals.shape) < 0.1] = 0
+    return signals
+
+
+def changed_after(signals: np.ndarray, row: int, seed: int) -> np.ndarray:
+    """The same rows up to `row`, and others after it."""
+    other = signals.copy()
+    other[row + 1 :] = random_signals(seed, len(signals))[row + 1 :] * 3
+    return other
+
+
+@given(seed=st.integers(0, 10_000), row=st.integers(0, NUM_ROWS - 1))
+def test_features_know_nothing_of_later_rows(seed: int, row: int) -> None:
+    signals = random_signals(seed)
+    before = physics_features(clean(signals))
+    after = physics_features(clean(changed_after(signals, row, seed + 1)))
+    np.testing.assert_array_equal(before[: row + 1], after[: row + 1])
+    assert before.shape == (NUM_ROWS, len(FEATURES))
+
+
+@given(seed=st.integers(0, 10_000), row=st.integers(0, NUM_ROWS - 1))
+def test_a_shot_cut_short_has_the_same_features(seed: int, row: int) -> None:
+    """A row's features are those it has while the shot is still running."""
+    signals = random_signals(seed)
+    whole, running = physics_features(clean(signals)), physics_features(clean(signals[: row + 1]))
+    np.testing.assert_array_equal(whole[: row + 1], running)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_probabilities_know_nothing_of_later_rows(kind: str) -> None:
+    torch.manual_seed(0)
+    signals = random_signals(3)
+    quantiles = training_quantiles(physics_features(clean(signals)))
+    network = Ensemble([kind], 2, quantiles, hidden=8).eval()
+    for row in (0, 7, NUM_ROWS - 2):
+        scores = []
+        for one in (signals, changed_after(signals, row, 4)):
+            features = torch.tensor(physics_features(clean(one)), dtype=torch.float32)[None]
+            with torch.no_grad():
+                scores.append(score_logit(network(features))[0, : row + 1])
+        torch.testing.assert_close(scores[0], scores[1], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_other_shots_of_the_batch_change_nothing(kind: str) -> None:
+    torch.manual_seed(0)
+    features = torch.randn(3, 20, len(FEATURES))
+    quantiles = training_quantiles(np.random.default_rng(0).normal(size=(200, len(FEATURES))))
+    network = Ensemble([kind], 2, quantiles, hidden=8).eval()
+    with torch.no_grad():
+        together, alone = network(features)[:, 1], network(features[1:2])[:, 0]
+    torch.testing.assert_close(together, alone, rtol=0, atol=1e-5)
+
+
+def test_a_missing_feature_is_the_middle_of_the_scale() -> None:
+    quantiles = training_quantiles(np.random.default_rng(0).normal(size=(200, len(FEATURES))))
+    network = Ensemble(["gru"], 2, quantiles, hidden=8).eval()
+    middle = torch.tensor(quantiles[:, quantiles.shape[1] // 2], dtype=torch.float32)
+    with torch.no_grad():
+        known = network(middle.expand(1, 5, -1))
+        missing = network(torch.full((1, 5, len(FEATURES)), torch.nan))
+    torch.testing.assert_close(known, missing)
+
+
+def test_a_network_without_quantiles_gives_nan() -> None:
+    """Never a plausible number from a scale that was not fitted."""
+    network = Ensemble(["gru", "rows"], 2, np.full((len(FEATURES), 7), np.nan), hidden=8).eval()
+    assert network(torch.zeros(1, 4, len(FEATURES))).isnan().all()
+
+
+def current(fall_s: float, num_flat: int = 40, sign: float = 1.0) -> np.ndarray:
+    """A current that rises, stays, and falls in a straight line, 80 % to 20 % in `fall_s`."""
+    per_row = 0.6 * STEP_S / fall_s
+    down = np.maximum(1 - per_row * np.arange(1, 60), 0)
+    return sign * 7e5 * np.r_[np.linspace(0.2, 1, 10), np.ones(num_flat), down]
+
+
+@given(fall_s=st.floats(0.004, 0.1), flat=st.integers(5, 80), sign=st.sampled_from([-1.0, 1.0]))
+def test_a_straight_fall_is_measured(fall_s: float, flat: int, sign: float) -> None:
+    found = ending(current(fall_s, flat, sign))
+    expected = max(fall_s, 0.6 * STEP_S)
+    assert found.fall_s == pytest.approx(expected, abs=0.3 * STEP_S)
+    assert found.fall_row == 10 + flat - 1
+    assert found.quench_row >= found.fall_row
+
+
+def test_the_three_endings() -> None:
+    quench, between, soft = (ending(current(s)) for s in (0.005, 0.018, 0.060))
+    assert (quench.is_disruption, quench.is_soft) == (True, False)
+    assert (between.is_disruption, between.is_soft) == (False, False)
+    assert (soft.is_disruption, soft.is_soft) == (False, True)
+    assert quench.hardness > 0.85 > between.hardness > 0.4 > 0.1 > soft.hardness
+
+
+def test_the_last_fall_counts() -> None:
+    """A dip that recovers is no ending."""
+    dipped = current(0.060)
+    dipped[20:23] *= 0.1
+    assert ending(dipped).is_soft
+
+
+@pytest.mark.parametrize("bad", [np.zeros(30), np.ones(30), np.r_[np.ones(20), 0.5], np.zeros(0)])
+def test_a_current_without_an_end_is_refused_in_words(bad: np.ndarray) -> None:
+    with pytest.raises(ValueError, match="plasma current"):
+        ending(bad)
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.booleans()), min_size=2, max_size=30))
+def test_auc_is_the_share_of_pairs(pairs: list[tuple[int, bool]]) -> None:
+    score = np.array([p[0] for p in pairs], float)
+    positive = np.array([p[1] for p in pairs])
+    high, low = score[positive], score[~positive]
+    if not len(high) or not len(low):
+        assert np.isnan(auc(score, positive))
+        return
+    won = (high[:, None] > low).mean() + 0.5 * (high[:, None] == low).mean()
+    assert auc(score, positive) == pytest.approx(won)
+
+
+def test_rows_too_late_for_an_alarm_count_nothing() -> None:
+    """The last 30 ms before the fall, and all after it, for soft and hard endings alike."""
+    assert [scored_rows(row, 100) for row in (50, 3, 0, 200)] == [45, 1, 1, 100]
+    early, late = np.zeros(60), np.zeros(60)
+    early[44], late[45] = 1, 1
+    probability = np.empty(2, object)
+    probability[:] = [early, late]
+    known = {"probability": probability, "fall_row": np.array([50, 50])}
+    assert shot_scores(known).tolist() == [1, 0]
+    assert slice_auc(known | {"disrupted": np.array([True, False])}) > 0.5
