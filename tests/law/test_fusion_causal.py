@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from armillary.feeds.shots import VARIABLES
 from armillary.recipes.fusion.alarms import auc, scored_rows, shot_scores, slice_auc
 from armillary.recipes.fusion.features import FEATURES, physics_features
+from armillary.recipes.fusion.forest import Forest, with_history
 from armillary.recipes.fusion.labels import STEP_S, ending
 from armillary.recipes.fusion.network import KINDS, Ensemble, score_logit, training_quantiles
 from armillary.recipes.fusion.signals import clean
@@ -154,3 +155,43 @@ def test_rows_too_late_for_an_alarm_count_nothing() -> None:
     known = {"probability": probability, "fall_row": np.array([50, 50])}
     assert shot_scores(known).tolist() == [1, 0]
     assert slice_auc(known | {"disrupted": np.array([True, False])}) > 0.5
+
+
+def grown_forest(seed: int = 0) -> tuple[Forest, np.ndarray, np.ndarray]:
+    """A small forest, the rows (N, I) it was grown on, and what it was told of them."""
+    generator = np.random.default_rng(seed)
+    features = generator.normal(size=(20, NUM_ROWS, 5)).astype(np.float32)
+    inputs = with_history(torch.from_numpy(features)).flatten(0, 1).numpy()
+    target = inputs[:, 0] + inputs[:, 7] > 0.2
+    forest = Forest(num_trees=10, num_nodes=63)
+    forest.grow(inputs, target, seed)
+    return forest, inputs, target
+
+
+def test_a_forest_says_what_scikit_learn_says() -> None:
+    from sklearn.ensemble import ExtraTreesClassifier
+
+    forest, inputs, target = grown_forest()
+    theirs = ExtraTreesClassifier(10, max_leaf_nodes=32, max_features=0.4, random_state=0)
+    chance = theirs.fit(inputs, target).predict_proba(inputs)[:, 1].clip(1e-3, 1 - 1e-3)
+    features = torch.from_numpy(inputs[:, :5].reshape(20, NUM_ROWS, 5))
+    logit = forest(features).flatten().numpy()
+    np.testing.assert_allclose(1 / (1 + np.exp(-logit)), chance, atol=1e-5)
+
+
+def test_a_forest_knows_nothing_of_later_rows() -> None:
+    forest, _, _ = grown_forest()
+    first = torch.randn(1, NUM_ROWS, 5, generator=torch.Generator().manual_seed(1))
+    other = first.clone()
+    other[:, 25:] = torch.nan
+    torch.testing.assert_close(forest(first)[:, :25], forest(other)[:, :25], rtol=0, atol=0)
+    assert not torch.equal(forest(first)[:, 25:], forest(other)[:, 25:])
+
+
+def test_a_checkpoint_carries_the_trees() -> None:
+    forest, _, _ = grown_forest()
+    features = torch.randn(2, NUM_ROWS, 5, generator=torch.Generator().manual_seed(2))
+    restored = Forest(num_trees=10, num_nodes=63)
+    assert float(restored(features).abs().max()) == 0.0
+    restored.load_state_dict(forest.state_dict())
+    assert torch.equal(restored(features), forest(features))

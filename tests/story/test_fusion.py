@@ -65,7 +65,7 @@ def all_predictions(network: torch.nn.Module, shots: fusion.ShotRows) -> dict[st
     with torch.no_grad():
         found = {name: value.numpy() for name, value in fusion.predict(network, batch).items()}
     lengths = found.pop("lengths")
-    for name in ("probability", "ends_in_disruption", "within_100ms"):
+    for name in fusion.PER_ROW:
         ragged = np.empty(len(lengths), object)
         ragged[:] = [row[:n] for row, n in zip(found[name], lengths, strict=True)]
         found[name] = ragged
@@ -104,10 +104,10 @@ def test_an_unknown_split_is_refused(table: Path) -> None:
     with pytest.raises(SpecError, match="no fold 5"):
         assign(read_machine(str(table)).shots, "random", 5, 0.1)
     with pytest.raises(SpecError, match="kinds"):
-        fusion.model(str(table), kinds="gru+forest")
+        fusion.model(str(table), kinds="gru+woods")
 
 
-@pytest.mark.parametrize("kinds", ["gru+rows", "lstm", "tcn+transformer"])
+@pytest.mark.parametrize("kinds", ["gru+rows+forest", "lstm", "tcn+transformer"])
 def test_it_learns_from_made_shots(table: Path, kinds: str) -> None:
     torch.manual_seed(0)
     parts = splits_of(table, split="random")

@@ -57,7 +57,15 @@ class Recipe:
 
     def data(self) -> Mapping[str, Any]:
         """The recipe's splits by name, built with the options that `data` takes."""
-        splits = self.module.data(**self._options_of(self.module.data))
+        try:
+            splits = self.module.data(**self._options_of(self.module.data))
+        except OSError as error:
+            raise SpecError(
+                f"{self.source.name}.data",
+                f"{error.filename or 'the data'}: {error.strerror or error}",
+                "the recipe's data can be read",
+                "check the path, its permissions, and --data or ARMILLARY_DATA",
+            ) from error
         _check_splits(splits, self.source)
         return splits
 

@@ -3,9 +3,10 @@
 Sixteen slow signals of MAST, every 5 ms, become 28 features that say how near the plasma is to
 its known limits. Recurrent members (the family of FRNN: Kates-Harbeck, Svyatkovskiy & Tang 2019,
 Nature 568, 526) and members that see one row at a time learn together how a shot will end, and
-whether it does so soon. How a shot ended is read from its own plasma current (`labels`), the
-rivals are gradient boosting and two cheats (`baselines`), and a shot is judged by the rows until
-30 ms before its current falls (`alarms`).
+whether it does so soon; two forests of random trees give a second opinion (`forest`). How a shot
+ended is read from its own plasma current (`labels`), the rivals are gradient boosting and two
+cheats (`baselines`), and a shot is judged by the rows until 30 ms before its current falls
+(`alarms`).
 
 Data: a table of shots (`armillary.feeds.shots`), found by `path` or ARMILLARY_DATA. None is in
 the package. Splits: `split=random` is five-fold by shot, `split=time` tests on shots >= 24000.
@@ -14,7 +15,7 @@ the package. Splits: `split=random` is five-fold by shot, `split=time` tests on 
 import hashlib
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import plotly.graph_objects as go
@@ -27,15 +28,19 @@ from torch.optim.lr_scheduler import OneCycleLR
 from armillary.recipes.fusion.alarms import LEAD_ROWS, auc, evaluate, shot_scores, warning_times
 from armillary.recipes.fusion.baselines import Scores, rival_scores
 from armillary.recipes.fusion.features import FEATURES
+from armillary.recipes.fusion.forest import Forest, with_history
 from armillary.recipes.fusion.labels import STEP_S
 from armillary.recipes.fusion.network import (
     ENDS_HARD,
     ENDS_SOON,
+    FOREST,
     KINDS,
     NEAR_ROWS,
     NUM_QUANTILES,
     SOON_ROWS,
     Ensemble,
+    forest_logit,
+    held_low,
     score_logit,
     training_quantiles,
 )
@@ -53,6 +58,8 @@ BAG_SHARE = 0.8
 FIRST_JUDGED_ROW = 6
 ENDING_WEIGHT, HIGHEST_WEIGHT, NEAR_WEIGHT, SOON_WEIGHT = 0.6, 0.6, 0.5, 1.0
 SHARPNESS = 4.0
+
+PER_ROW = ("probability", "by_network", "by_forest", "ends_in_disruption", "within_100ms")
 
 Batch = dict[str, torch.Tensor]
 
@@ -89,25 +96,24 @@ def model(
     split: str = "random",
     fold: int = 0,
     validation_share: float = 0.1,
-    kinds: str = "gru+rows",
+    kinds: str = "gru+rows+forest",
     members: int = 8,
     hidden_size: int = 24,
     dropout: float = 0.3,
 ) -> nn.Module:
     for kind in kinds.split("+"):
-        if kind not in KINDS:
+        if kind not in (*KINDS, FOREST):
             raise SpecError(
                 "fusion.kinds",
-                f"{kind!r} is no kind of network",
-                "kinds are joined by +, as in gru+rows",
-                nearest(kind, list(KINDS)),
+                f"{kind!r} is no kind of member",
+                "kinds are joined by +, as in gru+rows+forest",
+                nearest(kind, [*KINDS, FOREST]),
             )
     try:
-        train = data(path, split, fold, validation_share)["train"]
-        quantiles = quantiles_of(train.shots)
-    except SpecError:  # no table here: a checkpoint brings the quantiles
-        quantiles = np.full((len(FEATURES), NUM_QUANTILES), np.nan)
-    return Ensemble(kinds.split("+"), members, quantiles, hidden_size, dropout)
+        shots = data(path, split, fold, validation_share)["train"].shots
+    except SpecError:  # no table here: a checkpoint brings the quantiles and the trees
+        shots = ()
+    return build(shots, kinds, members, hidden_size, dropout)
 
 
 def data(
@@ -169,12 +175,18 @@ def scheduler(optimizer: torch.optim.Optimizer, num_steps: int) -> OneCycleLR:
     return OneCycleLR(optimizer, LEARNING_RATE, total_steps=num_steps, pct_start=0.15)
 
 
-def predict(model: nn.Module, batch: Batch) -> Batch:
+def predict(model: Ensemble, batch: Batch) -> Batch:
     logits_KBTO = model(batch["features"]).float()
     mean_BTO = logits_KBTO.mean(0)
+    forests_BT2 = model.second_opinion(batch["features"])
+    trees_BT = torch.zeros_like(mean_BTO[..., 0])
+    if forests_BT2 is not None:
+        trees_BT = forest_logit(forests_BT2.float())
     known = ("shot", "disrupted", "fall_row", "quench_row", "lengths")
     return {
-        "probability": torch.sigmoid(score_logit(logits_KBTO)),
+        "probability": torch.sigmoid(score_logit(logits_KBTO, forests_BT2)),
+        "by_network": torch.sigmoid(score_logit(logits_KBTO)),
+        "by_forest": torch.sigmoid(held_low(trees_BT)),
         "ends_in_disruption": torch.sigmoid(mean_BTO[..., ENDS_HARD]),
         "within_100ms": torch.sigmoid(mean_BTO[..., ENDS_SOON]),
         **{name: batch[name] for name in known},
@@ -248,9 +260,38 @@ def rows(predictions: dict[str, np.ndarray], dataset: ShotRows) -> dict[str, np.
     shot = np.repeat([shot.shot_id for shot in dataset.shots], lengths)
     row = np.concatenate([np.arange(length) for length in lengths])
     columns = {"shot": shot, "row": row, "time_s": row * STEP_S}
-    for name in ("probability", "ends_in_disruption", "within_100ms"):
+    for name in PER_ROW:
         columns[name] = np.concatenate(list(predictions[name]))
     return columns
+
+
+def build(
+    shots: Sequence[Shot], kinds: str, members: int, hidden_size: int, dropout: float
+) -> Ensemble:
+    """The ensemble with what it takes from the training shots: quantiles, and trees grown."""
+    quantiles = quantiles_of(shots) if shots else np.full((len(FEATURES), NUM_QUANTILES), np.nan)
+    network = Ensemble(kinds.split("+"), members, quantiles, hidden_size, dropout)
+    if network.forests and shots:
+        inputs, hard, soon = forest_rows(shots)
+        for seed, (forest, target) in enumerate(zip(network.forests, (hard, soon), strict=True)):
+            cast(Forest, forest).grow(inputs, target, seed)
+    return network
+
+
+def forest_rows(shots: Sequence[Shot]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rows (N, I) with their history until the current falls, whether their shots ended in a
+    disruption (N), and whether it began within 100 ms (N)."""
+    inputs, hard, soon = [], [], []
+    for shot in shots:
+        end = shot.ending
+        if end is None or not (end.is_disruption or end.is_soft):
+            continue
+        features = torch.from_numpy(shot.features_TF[: end.fall_row + 1]).float()
+        row = np.arange(FIRST_JUDGED_ROW, len(features))
+        inputs.append(with_history(features[None])[0, FIRST_JUDGED_ROW:].numpy())
+        hard.append(np.full(len(row), end.is_disruption))
+        soon.append((row >= end.fall_row - SOON_ROWS[0]) & end.is_disruption)
+    return np.concatenate(inputs), np.concatenate(hard), np.concatenate(soon)
 
 
 def quantiles_of(shots: Sequence[Shot]) -> np.ndarray:

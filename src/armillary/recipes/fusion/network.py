@@ -24,6 +24,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import nn
 
+from armillary.recipes.fusion.forest import Forest
+
 NEAR_ROWS = (10, 20, 40)
 """The shot ends within this many rows (50, 100, 200 ms): auxiliary targets."""
 SOON_ROWS = (20, 40)
@@ -37,9 +39,13 @@ CLIP = 3.0
 TRUNCATION_ROWS = 128
 NUM_HEADS = 4
 DILATIONS = (1, 2, 4, 8, 16)
+FOREST = "forest"
 KINDS = ("gru", "lstm", "tcn", "transformer", "rows")
 
 SOON_WEIGHT, SOON_LIMIT = 0.2, 4.0
+NETWORK_WEIGHT, FOREST_WEIGHT = 0.85, 0.4
+FOREST_SOON_LIMITS = (-5.0, 2.0)
+"""Chosen on shots below 24000 (docs/log/2026-11-22-fusion.md)."""
 EARLY_LOGIT, EARLY_ROWS = 2.0, 20.0
 """The score begins 2 logits low and rises by the same curve in every shot (time constant
 100 ms): in the first rows nothing is known, and an alarm there is noise."""
@@ -211,6 +217,8 @@ class Group(nn.Module):
 class Ensemble(nn.Module):
     """Logits (K, B, T, O) of all members from physics features (B, T, F); NaN is missing.
 
+    With the kind "forest", trees stand beside the members (`second_opinion`).
+
     `quantiles` (F, Q) are those of the training rows: the middle is a feature's zero, the
     outermost but one are its unit, and all are the steps of its code. They are buffers, so a
     checkpoint carries them; a module built without any gives NaN until one is loaded.
@@ -229,7 +237,8 @@ class Ensemble(nn.Module):
         num_features, num_quantiles = quantiles_FQ.shape
         self.quantiles: torch.Tensor
         self.register_buffer("quantiles", torch.tensor(quantiles_FQ, dtype=torch.float32))
-        self.kinds = tuple(kinds)
+        self.forests = nn.ModuleList(Forest() for _ in range(2 * (FOREST in kinds)))
+        self.kinds = tuple(kind for kind in kinds if kind != FOREST)
         codes = [num_quantiles - 1 if kind == "rows" else 1 for kind in self.kinds]
         self.groups = nn.ModuleList(
             Group(kind, members, num_features, num_codes, hidden, dropout, noise)
@@ -244,6 +253,12 @@ class Ensemble(nn.Module):
                 coded = code(features_BTF, self.quantiles)
             found.append(group(coded if kind == "rows" else scaled))
         return torch.cat(found)
+
+    def second_opinion(self, features_BTF: torch.Tensor) -> torch.Tensor | None:
+        """Logits (B, T, 2) of the forests: the shot ends in a disruption, and does so within
+        100 ms; None without forests."""
+        found = [forest(features_BTF) for forest in self.forests]
+        return torch.stack(found, -1) if found else None
 
 
 def scale(features_BTF: torch.Tensor, quantiles_FQ: torch.Tensor) -> torch.Tensor:
@@ -271,15 +286,28 @@ def training_quantiles(features_TF: NDArray[np.floating]) -> NDArray[np.float64]
     return np.nan_to_num(np.nanquantile(features_TF, levels, axis=0).T)
 
 
-def score_logit(logits_KBTO: torch.Tensor) -> torch.Tensor:
+def score_logit(logits_KBTO: torch.Tensor, forests_BT2: torch.Tensor | None = None) -> torch.Tensor:
     """The alarm's logit (B, T): the members' mean belief that the shot ends in a disruption,
-    nudged by the belief that it does so within 100 ms, and held low in the first rows."""
+    nudged by the belief that it does so within 100 ms, joined with the forests' beliefs if there
+    are forests, and held low in the first rows."""
     mean = logits_KBTO.mean(0)
-    row = torch.arange(mean.shape[1], device=mean.device)
     soon = mean[..., ENDS_SOON].clamp(-SOON_LIMIT, SOON_LIMIT)
-    early = EARLY_LOGIT * torch.exp(-row / EARLY_ROWS)
-    found: torch.Tensor = mean[..., ENDS_HARD] + SOON_WEIGHT * soon - early
-    return found
+    found = mean[..., ENDS_HARD] + SOON_WEIGHT * soon
+    if forests_BT2 is not None:
+        found = NETWORK_WEIGHT * found + forest_logit(forests_BT2)
+    return held_low(found)
+
+
+def forest_logit(forests_BT2: torch.Tensor) -> torch.Tensor:
+    """What the forests add to the alarm's logit (B, T)."""
+    ends, soon = forests_BT2.unbind(-1)
+    return FOREST_WEIGHT * (ends + soon.clamp(*FOREST_SOON_LIMITS))
+
+
+def held_low(logit_BT: torch.Tensor) -> torch.Tensor:
+    """The logit (B, T) lowered in the first rows, by the same curve in every shot."""
+    row = torch.arange(logit_BT.shape[1], device=logit_BT.device)
+    return logit_BT - EARLY_LOGIT * torch.exp(-row / EARLY_ROWS)
 
 
 def _body(kind: str, members: int, hidden: int, dropout: float) -> nn.Module:

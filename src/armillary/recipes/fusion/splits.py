@@ -2,7 +2,8 @@
 
 Two splits, because they answer two questions. `random`: grouped five-fold by shot, for a machine
 that goes on as it did. `time`: shots below 24000 train, the later ones test, for the next years
-of the same machine; its validation shots are the latest of the training shots.
+of the same machine; its validation shots are the latest of the training shots. `all` keeps no
+test shots: for a model to be used, once the other two have said how good it is.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from armillary.spec import SpecError
 NUM_FOLDS = 5
 FIRST_TEST_SHOT = 24000
 FOLD_SEED = 0
-SPLITS = ("random", "time")
+SPLITS = ("random", "time", "all")
 
 Indices = NDArray[np.int64]
 
@@ -35,7 +36,7 @@ def assign(
         raise SpecError(
             "fusion.split",
             f"{split!r} is none",
-            "a split is random or time",
+            "a split is random, time or all",
             f"use one of {', '.join(SPLITS)}",
         )
     if not 0 <= fold < NUM_FOLDS:
@@ -50,9 +51,12 @@ def assign(
         part = _fold_of(shots)
         test = part == fold
         shuffled = np.random.default_rng(FOLD_SEED + 1 + fold).random(len(shots))
-    else:
+    elif split == "time":
         test = order >= FIRST_TEST_SHOT
         shuffled = order.astype(float)
+    else:
+        test = np.zeros(len(shots), bool)
+        shuffled = np.random.default_rng(FOLD_SEED).random(len(shots))
     judged = np.array([_is_judged(shot) for shot in shots])
     candidates = np.flatnonzero(~test & judged)
     late = candidates[np.argsort(shuffled[candidates], kind="stable")]
