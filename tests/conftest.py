@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
+
+if TYPE_CHECKING:
+    from tests.parity.ranks import Ranks
+    from tests.parity.runs import Bench
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -58,3 +64,21 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip("the measured data is not beside the checkout (../shared/data)")
     return folder
+
+
+@pytest.fixture(scope="session")
+def ranks() -> Iterator[Ranks]:
+    """A pool of real ranks, started once for all tests that need no command line."""
+    from tests.parity.ranks import Ranks
+
+    pool = Ranks()
+    yield pool
+    pool.close()
+
+
+@pytest.fixture(scope="session")
+def bench(ranks: Ranks, tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    """Trains the cases of tests/parity on the pool of ranks."""
+    from tests.parity.runs import Bench
+
+    return Bench(ranks, tmp_path_factory.mktemp("runs"))

@@ -39,6 +39,7 @@ def current_words() -> dict[str, Any]:
     The command's own options stand under "armillary".
     """
     import typer
+
     from armillary.cli import app
 
     root = words_of(typer.main.get_command(app))

@@ -16,7 +16,7 @@ from armillary.models import read
 from armillary.spec import Layout, ModelGraph, SpecError
 from armillary.train.batches import Collate, Feed
 from armillary.train.precision import recompute_blocks
-from armillary.train.world import World, batch_coordinate, build_mesh, pick_device
+from armillary.train.world import World, meet, pick_device
 
 
 def apply_layout(module: nn.Module, world: World, layout: Layout) -> ModelGraph:
@@ -110,26 +110,7 @@ def _join_launcher(layout: Layout) -> World:
             )
         if layout.num_ranks > 1:
             dist.init_process_group()
-    device = pick_device(dist.get_node_local_rank(0) if dist.is_initialized() else 0)
-    if layout.num_ranks == 1:
-        return World(rank=0, num_ranks=1, device=device, mesh=None, batch_index=0, batch_count=1)
-    if dist.get_world_size() != layout.num_ranks:
-        raise SpecError(
-            "layout",
-            f"{layout} on {dist.get_world_size()} ranks",
-            "the product of the degrees is the number of ranks",
-            "change the layout or the number of ranks",
-        )
-    mesh = build_mesh(layout, device)
-    index, count = batch_coordinate(mesh)
-    return World(
-        rank=dist.get_rank(),
-        num_ranks=layout.num_ranks,
-        device=device,
-        mesh=mesh,
-        batch_index=index,
-        batch_count=count,
-    )
+    return meet(layout, pick_device(dist.get_node_local_rank(0) if dist.is_initialized() else 0))
 
 
 class ParallelLoader:

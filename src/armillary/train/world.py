@@ -85,11 +85,11 @@ def join(layout: Layout, device_name: str = "auto") -> Iterator[World]:
     if device.type != "cpu":
         torch.accelerator.set_device_index(device.index)
     if layout.num_ranks == 1:
-        yield World(rank=0, num_ranks=1, device=device, mesh=None, batch_index=0, batch_count=1)
+        yield meet(layout, device)
         return
     dist.init_process_group(_backends(device), timeout=COLLECTIVE_TIMEOUT)
     try:
-        yield _meet(layout, device)
+        yield meet(layout, device)
     finally:
         dist.destroy_process_group()
 
@@ -101,7 +101,13 @@ def _backends(device: torch.device) -> str:
     return f"cpu:gloo,{device.type}:{dist.get_default_backend_for_device(device)}"
 
 
-def _meet(layout: Layout, device: torch.device) -> World:
+def meet(layout: Layout, device: torch.device) -> World:
+    """The world of `layout` on the ranks of the process group, or of this process alone.
+
+    Raises: `SpecError` if the layout is for another number of ranks.
+    """
+    if layout.num_ranks == 1:
+        return World(rank=0, num_ranks=1, device=device, mesh=None, batch_index=0, batch_count=1)
     if dist.get_world_size() != layout.num_ranks:
         raise SpecError(
             "layout",
@@ -110,8 +116,8 @@ def _meet(layout: Layout, device: torch.device) -> World:
             "the product of the degrees is the number of ranks",
             "change the layout or the number of ranks",
         )
-    mesh = build_mesh(layout, device)
-    index, count = batch_coordinate(mesh)
+    mesh = _build_mesh(layout, device)
+    index, count = _batch_coordinate(mesh)
     return World(
         rank=dist.get_rank(),
         num_ranks=layout.num_ranks,
@@ -122,13 +128,13 @@ def _meet(layout: Layout, device: torch.device) -> World:
     )
 
 
-def build_mesh(layout: Layout, device: torch.device) -> "DeviceMesh":
+def _build_mesh(layout: Layout, device: torch.device) -> "DeviceMesh":
     """The device mesh of `layout`: one dim an axis of degree above 1, in the layout's order."""
     axes = {axis: degree for axis, degree in layout.degrees.items() if degree > 1}
     return dist.init_device_mesh(device.type, tuple(axes.values()), mesh_dim_names=tuple(axes))
 
 
-def batch_coordinate(mesh: "DeviceMesh") -> tuple[int, int]:
+def _batch_coordinate(mesh: "DeviceMesh") -> tuple[int, int]:
     """Which part of every batch this rank computes: (index, count) over the axes that split it."""
     axes = discover()
     index, count = 0, 1
