@@ -52,8 +52,9 @@ class ShotTable:
     """Many shots in memory: `series[i]` (T, V) float32 belongs to `shot_ids[i]`.
 
     `rows[i]` says which rows of the file they are, of `num_rows` in all; `time_s[i]` (T,) counts
-    from the first row where the file carries no times (`has_times` False). `skipped` names the
-    shots left out, each with its reason. `fingerprint` is a hash of the content, not of the file:
+    from the first row where the file carries no times (`has_times` False). `row_shot_ids` and
+    `row_time_s` (num_rows,) are of every row of the file, used or not. `skipped` names the shots
+    left out, each with its reason. `fingerprint` is a hash of the content, not of the file:
     the same numbers compressed anew keep it.
     """
 
@@ -64,6 +65,8 @@ class ShotTable:
     time_s: tuple[NDArray[np.float64], ...]
     rows: tuple[slice, ...]
     num_rows: int
+    row_shot_ids: NDArray[np.int64]
+    row_time_s: NDArray[np.float64]
     has_times: bool
     skipped: tuple[tuple[int, str], ...]
     fingerprint: str
@@ -168,6 +171,8 @@ def read_shots(path: str | Path | None = None) -> ShotTable:
         time_s=tuple(_times_of(times, rows) for _, rows in kept),
         rows=tuple(rows for _, rows in kept),
         num_rows=len(data),
+        row_shot_ids=np.asarray(shot_ids, np.int64),
+        row_time_s=np.concatenate([_times_of(times, rows) for _, rows in runs]),
         has_times=times is not None,
         skipped=tuple(skipped),
         fingerprint=fingerprint(data, shot_ids, times),

@@ -252,16 +252,26 @@ def figures(
 def read(path: str) -> ShotRows:
     machine = read_machine(path, with_endings=False)
     report_skipped(machine)
-    return ShotRows(machine.shots, machine.fingerprint)
+    return TableRows(machine)
 
 
-def rows(predictions: dict[str, np.ndarray], dataset: ShotRows) -> dict[str, np.ndarray]:
-    lengths = [len(shot.signals_TV) for shot in dataset.shots]
-    shot = np.repeat([shot.shot_id for shot in dataset.shots], lengths)
-    row = np.concatenate([np.arange(length) for length in lengths])
-    columns = {"shot": shot, "row": row, "time_s": row * STEP_S}
+class TableRows(ShotRows):
+    """The shots of a table to be scored, and which rows of the table they are."""
+
+    def __init__(self, machine: Shots) -> None:
+        super().__init__(machine.shots, machine.fingerprint)
+        self.table = machine.table
+        place = dict(zip(machine.table.shot_ids, machine.table.rows, strict=True))
+        self.places = [place[shot.shot_id] for shot in machine.shots]
+
+
+def rows(predictions: dict[str, np.ndarray], dataset: TableRows) -> dict[str, np.ndarray]:
+    """One row for each row of the table, in its order; NaN where a shot could not be used."""
+    columns = {"shot": dataset.table.row_shot_ids, "time_s": dataset.table.row_time_s}
     for name in PER_ROW:
-        columns[name] = np.concatenate(list(predictions[name]))
+        columns[name] = np.full(dataset.table.num_rows, np.nan)
+        for place, values in zip(dataset.places, predictions[name], strict=True):
+            columns[name][place] = values
     return columns
 
 

@@ -39,8 +39,9 @@ class Shot:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shots:
-    """Usable shots in order of their number, the reasons of those left out, the data's hash."""
+    """Usable shots of a table in order of number, why others were left out, the data's hash."""
 
+    table: ShotTable
     shots: tuple[Shot, ...]
     skipped: tuple[tuple[int, str], ...]
     fingerprint: str
@@ -89,4 +90,6 @@ def prepare(table: ShotTable, *, with_endings: bool = True) -> Shots:
         features = physics_features(signals)
         kept.append(Shot(shot_id=shot_id, signals_TV=signals, features_TF=features, ending=found))
     kept.sort(key=lambda shot: shot.shot_id)
-    return Shots(shots=tuple(kept), skipped=tuple(skipped), fingerprint=table.fingerprint)
+    return Shots(
+        table=table, shots=tuple(kept), skipped=tuple(skipped), fingerprint=table.fingerprint
+    )
