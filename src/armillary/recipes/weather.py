@@ -152,12 +152,8 @@ def read_place(place: int, test_years: int) -> tuple[np.ndarray, Columns, np.nda
     """Days [T, F] of one place, columns [T] about the day after each, and its split [T]."""
     package = find_spec("aquacrop")
     if package is None or package.submodule_search_locations is None:
-        raise SpecError(
-            "weather.data",
-            "the package aquacrop is not installed",
-            "the weather comes inside that package",
-            "pip install 'armillary[weather]'",
-        )
+        found, rule = "no package aquacrop", "the weather comes inside that package"
+        raise SpecError("weather.data", found, rule, "pip install 'armillary[weather]'")
     file = Path(package.submodule_search_locations[0], "data", f"{PLACES[place]}_climate.txt")
     day, month, year, low_c, high_c, rain_mm, evaporation_mm = np.loadtxt(file, skiprows=1).T
     months = (year * 12 + month - 1 - 1970 * 12).astype("M8[M]")
