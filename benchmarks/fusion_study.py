@@ -41,6 +41,7 @@ NUM_INNER = 4
 PARTS = ("network", "forest")
 CURVE = (0.2, 0.4, 0.6, 0.8, 1.0)
 SEEDS = (0, 1, 2)
+SPLITS = ("random", "time")
 Predictions = dict[str, np.ndarray]
 
 
@@ -199,7 +200,7 @@ def final(machine: Shots, split: str, kinds: str) -> dict[str, Any]:
 def curve(machine: Shots, names: Sequence[str]) -> dict[str, Any]:
     """Shot AUC of each predictor from fewer and fewer training shots, in three draws of them."""
     found: dict[str, Any] = {}
-    for name, split in itertools.product(names, splits.SPLITS):
+    for name, split in itertools.product(names, SPLITS):
         parts = [
             splits.assign(machine.shots, split, fold, 0.0, checked=False)
             for fold in range(splits.NUM_FOLDS if split == "random" else 1)
@@ -226,7 +227,7 @@ def main() -> None:
     parser.add_argument("--stage", nargs="+", default=["labels", "select", "final", "curve"])
     parser.add_argument("--candidates", nargs="+", default=[*CANDIDATES, *BOOSTED])
     parser.add_argument("--curve", nargs="+", default=["boosting", CHOSEN])
-    parser.add_argument("--splits", nargs="+", default=list(splits.SPLITS))
+    parser.add_argument("--splits", nargs="+", default=list(SPLITS))
     asked = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")

@@ -98,6 +98,12 @@ def test_every_shot_is_tested_in_one_fold(table: Path) -> None:
     assert len(tested) == len(set(tested)) == NUM_SHOTS - 3
 
 
+def test_a_model_to_be_used_trains_on_all_but_its_validation(table: Path) -> None:
+    parts = splits_of(table, split="all")
+    assert set(parts) == {"train", "validation"}
+    assert len(parts["train"]) + len(parts["validation"]) == NUM_SHOTS - 3
+
+
 def test_an_unknown_split_is_refused(table: Path) -> None:
     with pytest.raises(SpecError, match="random, time"):
         assign(read_machine(str(table)).shots, "year", 0, 0.1)

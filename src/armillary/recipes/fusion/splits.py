@@ -70,6 +70,8 @@ def assign(
         "validation": validation,
         "test": np.flatnonzero(test & judged),
     }
+    if split == "all":
+        del found["test"]
     if checked:
         _check(shots, found)
     return found
