@@ -82,6 +82,18 @@ def test_a_nan_stops_the_run_and_names_the_samples(
     assert_goes_on(runs, layout, whole)
 
 
+def test_a_nan_in_the_first_step_leaves_a_state_to_go_on_from(tmp_path: Path, flag: Path) -> None:
+    runs = tmp_path / "runs"
+    words = ("--set", "trouble=nan", "--set", f"flag={flag}", "--set", "global_batch_size=64")
+    exit_code, said = train(TROUBLE, "--runs", str(runs), *words)
+    assert exit_code == NOT_FINITE, said
+    assert steps_done(runs) == 0
+    flag.unlink()
+    exit_code, said = train("--resume", str(only_run(runs)))
+    assert exit_code == 0, said
+    assert len(result(runs).losses) == 3
+
+
 def _signal(process: "object", name: str, target: str) -> None:
     pid = process.pid if target == "parent" else ranks_of(process)[-1]  # type: ignore[attr-defined, arg-type]
     os.kill(pid, getattr(signal, name))

@@ -8,7 +8,6 @@ gives up on at once, a body that stalls, is asked for anew here until `retry_s` 
 from __future__ import annotations
 
 import asyncio
-import os
 import re
 import time
 from collections.abc import Iterator
@@ -24,7 +23,7 @@ from obstore.exceptions import BaseError, PermissionDeniedError, Unauthenticated
 from obstore.store import LocalStore, S3Store
 from zarr.storage import ObjectStore, WrapperStore, ZipStore
 
-from armillary.spec import SpecError
+from armillary.spec import SpecError, write_atomically
 
 if TYPE_CHECKING:
     from zarr.abc.store import ByteRequest, Store
@@ -120,22 +119,9 @@ class PatientStore(WrapperStore[ObjectStore]):
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, GUESS_LONGEST_PAUSE_S)
         if kept is not None and answer is not None:
-            write_whole(kept, answer.to_bytes())
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(kept, answer.to_bytes())
         return answer
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """`path` holds `content` afterwards, or what it held before: never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.{time.monotonic_ns()}.partial")
-    try:
-        with partial.open("wb") as sink:
-            sink.write(content)
-            sink.flush()
-            os.fsync(sink.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def zarr_store(address: StoreAddress, name: str) -> Store:

@@ -212,7 +212,7 @@ class Trainer:
         self.journal.event(step, "resumed", f"resumed after step {step} on {self.request.layout}")
 
     def _train(self) -> Outcome:
-        loss, saved = math.nan, self.counters.step
+        loss, saved = math.nan, self.counters.step if self.request.is_resumed else -1
         if 0 < self.counters.step != self.counters.evaluated and self._evaluates():
             saved = self._evaluate()  # the run was told to stop when it was due
         while not self._is_over():

@@ -1,9 +1,9 @@
 """A forest of extremely randomised trees as a torch module, row by row of a shot.
 
-Trees recall single shots where a network smooths over them; the two err differently, and their
-mean is better than either (`benchmarks/fusion_study.py`). The trees are grown by scikit-learn on
-the training rows when the model is made, and then live in buffers, so that a checkpoint carries
-them and scoring needs torch alone. Nothing of them is trained by gradient.
+Trees recall single shots where a network smooths over them; joined, the two tell how a shot ends
+better than either does on the random split (`benchmarks/results/fusion.md`). The trees are grown
+by scikit-learn on the training rows when the model is made, and then live in buffers, so that a
+checkpoint carries them and scoring needs torch alone. Nothing of them is trained by gradient.
 
 Source: Geurts, Ernst & Wehenkel 2006, "Extremely randomized trees", Machine Learning 63, 3-42.
 
