@@ -5,13 +5,13 @@ from typing import TYPE_CHECKING, Any
 from armillary.spec import Layout, SpecError
 
 if TYPE_CHECKING:
-    from armillary.train.batches import pad_collate
-    from armillary.train.parallel import parallelize
+    from armillary.step.batches import pad_collate
+    from armillary.step.parallel import parallelize
 
 __version__ = "0.1.0"
 __all__ = ["Layout", "SpecError", "pad_collate", "parallelize"]
 
-_FROM_TORCH = {"parallelize": "armillary.train.parallel", "pad_collate": "armillary.train.batches"}
+_FROM_TORCH = {"parallelize": "armillary.step.parallel", "pad_collate": "armillary.step.batches"}
 
 
 def __getattr__(name: str) -> Any:

@@ -196,7 +196,7 @@ def recipes(as_json: Json = False) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from armillary.train.recipe import built_in_recipes
+    from armillary.step.recipe import built_in_recipes
 
     found = built_in_recipes()
     if as_json:

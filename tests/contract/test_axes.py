@@ -99,6 +99,7 @@ from armillary.axes.door import Shares
 
 class Toy:
     name, borrows, splits_batch = "toy", (), False
+    options, splits_module, sees_calls = {}, False, False
     def admits(self, graph, layouts): return []
     def divides(self, graph, layouts):
         whole = np.ones(layouts.num_layouts)
@@ -131,8 +132,8 @@ def _collectives_of_a_step(words: str) -> dict[str, int]:
     import torch
     from torch.distributed.tensor.debug import CommDebugMode
 
-    from armillary.train.parallel import apply_layout
-    from armillary.train.world import join
+    from armillary.step.parallel import apply_layout
+    from armillary.step.world import join
     from tests.parity.cases import twice
 
     layout = Layout.parse(words)

@@ -143,7 +143,7 @@ def _save_for_ever(folder: str) -> None:
     import torch
 
     from armillary.train.checkpoint import Checkpoints
-    from armillary.train.world import World
+    from armillary.step.world import World
 
     world = World(
         rank=0, num_ranks=1, device=torch.device("cpu"), mesh=None, batch_index=0, batch_count=1
@@ -189,7 +189,7 @@ def test_saving_the_same_step_again_puts_nothing_at_risk(
     import torch
 
     from armillary.train.checkpoint import Checkpoints, checkpoint_path, find_fault
-    from armillary.train.world import World
+    from armillary.step.world import World
 
     world = World(
         rank=0, num_ranks=1, device=torch.device("cpu"), mesh=None, batch_index=0, batch_count=1
@@ -214,7 +214,7 @@ def test_what_is_saved_is_the_state_of_that_moment(tmp_path: Path) -> None:
     import torch
 
     from armillary.train.checkpoint import Checkpoints, checkpoint_path, load
-    from armillary.train.world import World
+    from armillary.step.world import World
 
     world = World(
         rank=0, num_ranks=1, device=torch.device("cpu"), mesh=None, batch_index=0, batch_count=1

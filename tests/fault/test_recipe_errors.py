@@ -125,7 +125,7 @@ def test_an_unknown_setting_or_option(tmp_path: Path) -> None:
 def test_batch_norm_is_refused_before_a_step_is_taken(tmp_path: Path) -> None:
     from armillary.axes import admit
     from armillary.models import read
-    from armillary.train.recipe import load_recipe
+    from armillary.step.recipe import load_recipe
 
     path = case(tmp_path, "nn.Linear(2, 1)", "nn.Sequential(nn.BatchNorm1d(2), nn.Linear(2, 1))")
     graph = read(load_recipe(str(path)).model())

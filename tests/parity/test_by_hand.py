@@ -9,7 +9,7 @@ from torch.utils.data import default_collate
 
 from armillary.feeds import SampleOrder
 from armillary.spec import TrainSettings
-from armillary.train.recipe import load_recipe
+from armillary.step.recipe import load_recipe
 from armillary.train.request import new_request
 from tests.parity.runs import CASES, Bench, distance, largest_relative
 

@@ -4,11 +4,11 @@ import importlib
 import pkgutil
 from functools import cache
 
-from armillary.axes.door import Axis, Refusal, Shares, Transfer
+from armillary.axes.door import Axis, DrivesSteps, Refusal, Shares, Transfer
 from armillary.spec import Layout, ModelGraph, SpecError, nearest
 from armillary.spec.layouts import Layouts
 
-__all__ = ["Axis", "Refusal", "Shares", "Transfer", "admit", "discover"]
+__all__ = ["Axis", "DrivesSteps", "Refusal", "Shares", "Transfer", "admit", "discover"]
 
 
 @cache
@@ -23,7 +23,9 @@ def discover() -> dict[str, Axis]:
 
 
 def admit(layout: Layout, graph: ModelGraph | None = None) -> None:
-    """Raise `SpecError` if `layout` names an unknown axis, or an axis cannot serve `graph`."""
+    """Raise `SpecError` if `layout` names an unknown axis or option, or an axis cannot serve
+    `graph`.
+    """
     axes = discover()
     for name in layout.degrees:
         if name not in axes:
@@ -33,9 +35,33 @@ def admit(layout: Layout, graph: ModelGraph | None = None) -> None:
                 f"the axes are {', '.join(sorted(axes))}",
                 nearest(name, axes),
             )
+    for name, value in layout.options.items():
+        _admit_option(name, value)
     if graph is None:
         return
     for axis in axes.values():
         for refusal in axis.admits(graph, Layouts.of(layout)):
             if refusal.refused.any():
                 raise refusal.reason
+
+
+def _admit_option(name: str, value: str) -> None:
+    known = {
+        f"{axis.name}.{option}": choices
+        for axis in discover().values()
+        for option, choices in axis.options.items()
+    }
+    if name not in known:
+        raise SpecError(
+            f"layout.{name}",
+            "unknown option of an axis",
+            f"the options are {', '.join(sorted(known)) or 'none'}",
+            nearest(name, known),
+        )
+    if value not in known[name]:
+        raise SpecError(
+            f"layout.{name}",
+            repr(value),
+            f"{name} is one of {', '.join(known[name])}",
+            nearest(value, known[name]),
+        )

@@ -1,6 +1,6 @@
 """The data axis: every rank holds the whole model and its own samples; gradients are averaged."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,13 +18,15 @@ class Data:
     """Replicas that average their gradients in buckets, during the backward pass.
 
     Source: Li et al. 2020, "PyTorch Distributed: Experiences on Accelerating Data Parallel
-    Training", VLDB 13(12). Beside the sharded axis the replicas are of shards (HSDP), and
-    `axes/sharded.py` applies both.
+    Training", VLDB 13(12). Beside the sharded axis the replicas are of shards (HSDP).
     """
 
     name = "data"
     borrows: tuple[str, ...] = ()
+    options: Mapping[str, tuple[str, ...]] = {}
     splits_batch = True
+    splits_module = False
+    sees_calls = False
 
     def admits(self, graph: ModelGraph, layouts: Layouts) -> Sequence[Refusal]:
         return refuse_batch_norm(self.name, graph, layouts)
@@ -60,11 +62,7 @@ class Data:
     def apply(
         self, module: "nn.Module", mesh: "DeviceMesh", layout: Layout, graph: ModelGraph
     ) -> "nn.Module":
-        if layout.degree("sharded") > 1:
-            return module
-        from torch.distributed._composable.replicate import replicate
-
-        replicate(module, process_group=mesh.get_group(self.name), gradient_as_bucket_view=True)
+        """`module` as it is: `axes/reduction.py` averages over all axes that split the batch."""
         return module
 
 

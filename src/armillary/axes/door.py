@@ -1,8 +1,8 @@
 """The doors of an axis, the same for all: what it admits, divides, sends, and how it is applied."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +11,7 @@ from armillary.spec import Layout, ModelGraph, SpecError
 from armillary.spec.layouts import Layouts
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
     from torch.distributed import DeviceMesh
 
 
@@ -54,11 +54,20 @@ class Transfer:
 
 
 class Axis(Protocol):
-    """One axis of parallelism. A file in this room that defines `AXIS` is found by discovery."""
+    """One axis of parallelism. A file in this room that defines `AXIS` is found by discovery.
+
+    `options` are the words that a layout may give after the axis' name and a dot, each with its
+    choices, the first of them the default. `splits_batch`: its ranks take other samples.
+    `splits_module`: its ranks hold other modules, and it is applied before the others.
+    `sees_calls`: it needs a graph that was read from a call (`models.read` with `call`).
+    """
 
     name: str
     borrows: tuple[str, ...]
+    options: Mapping[str, tuple[str, ...]]
     splits_batch: bool
+    splits_module: bool
+    sees_calls: bool
 
     def admits(self, graph: ModelGraph, layouts: Layouts) -> Sequence[Refusal]:
         """The layouts that this axis cannot serve, and why."""
@@ -77,6 +86,44 @@ class Axis(Protocol):
     ) -> "nn.Module":
         """`module` made parallel along this axis, in place where torch allows it."""
         ...
+
+
+@runtime_checkable
+class DrivesSteps(Protocol):
+    """A module that runs the forward and backward passes of all micro batches of a step itself.
+
+    `apply` of an axis may return one; it is called for evaluation as any module.
+    """
+
+    stages: "Sequence[nn.Module]"
+
+    def forward_backward(
+        self, losses: "Sequence[Callable[[nn.Module], Tensor]]", collect: "Callable[[], Tensor]"
+    ) -> "Tensor":
+        """Add the gradients of `losses`, one a micro batch, each called with a module.
+
+        `collect` gives what the calls left behind on the rank that made them; the result is that,
+        on every rank.
+        """
+        ...
+
+
+def parts(module: Any) -> "Sequence[nn.Module]":
+    """The modules of this rank that run as one: the stages that it holds, or the module itself."""
+    return module.stages if isinstance(module, DrivesSteps) else [module]
+
+
+def refuse(
+    axis: str, layouts: Layouts, when: NDArray[np.bool_], found: str, rule: str, fix: str
+) -> Refusal:
+    """A refusal of the rows of degree above 1 where `when` holds; `{degree}` in words is filled."""
+    degrees = layouts.degree(axis)
+    refused = (degrees > 1) & when
+    degree = int(degrees[refused].min()) if refused.any() else 1
+    reason = SpecError(
+        f"layout.{axis}", found.format(degree=degree), rule, fix.format(degree=degree)
+    )
+    return Refusal(refused=refused, reason=reason)
 
 
 def refuse_batch_norm(axis: str, graph: ModelGraph, layouts: Layouts) -> list[Refusal]:

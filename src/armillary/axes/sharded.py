@@ -1,12 +1,12 @@
 """The sharded axis: parameters, gradients and optimiser state cut over ranks (ZeRO-3, FSDP2)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from armillary.axes.door import Refusal, Shares, Transfer, refuse_batch_norm
-from armillary.spec import Layout, ModelGraph, SpecError
+from armillary.spec import Layout, ModelGraph
 from armillary.spec.layouts import Layouts
 
 if TYPE_CHECKING:
@@ -17,13 +17,20 @@ if TYPE_CHECKING:
 class Sharded:
     """Parameters gathered block by block before use, gradients reduced to the shard that owns them.
 
+    `zero=3` gives the gathered parameters back after the forward pass and gathers them again for
+    the backward pass; `zero=2` keeps them in between; `zero=1` also keeps whole gradients until
+    the last micro batch of a step.
+
     Source: Rajbhandari et al. 2020, "ZeRO: Memory Optimizations Toward Training Trillion
     Parameter Models", SC20 (arXiv 1910.02054); Zhao et al. 2023, "PyTorch FSDP", VLDB 16(12).
     """
 
     name = "sharded"
     borrows: tuple[str, ...] = ()
+    options: Mapping[str, tuple[str, ...]] = {"zero": ("3", "2", "1")}
     splits_batch = True
+    splits_module = False
+    sees_calls = False
 
     def admits(self, graph: ModelGraph, layouts: Layouts) -> Sequence[Refusal]:
         return refuse_batch_norm(self.name, graph, layouts)
@@ -64,27 +71,8 @@ class Sharded:
     def apply(
         self, module: "nn.Module", mesh: "DeviceMesh", layout: Layout, graph: ModelGraph
     ) -> "nn.Module":
-        from torch.distributed.fsdp import fully_shard
-
-        shard_mesh = mesh[self.name]
-        if layout.degree("data") > 1:
-            shard_mesh = mesh[_replicas_outside(mesh.mesh_dim_names or ())]
-        for block in graph.blocks:
-            fully_shard(module.get_submodule(block.path), mesh=shard_mesh)
-        fully_shard(module, mesh=shard_mesh)
+        """`module` as it is: `axes/reduction.py` shards with all axes that split the batch."""
         return module
-
-
-def _replicas_outside(axes: tuple[str, ...]) -> tuple[str, str]:
-    if axes.index("data") > axes.index("sharded"):
-        raise SpecError(
-            "layout.sharded",
-            "named before data",
-            "axes are named outermost first, and replicas are of whole sets of shards "
-            "(axes/sharded.py)",
-            "name data before sharded",
-        )
-    return ("data", "sharded")
 
 
 AXIS = Sharded()

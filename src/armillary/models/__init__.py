@@ -1,5 +1,6 @@
-"""Reading a model: any `nn.Module` -> `ModelGraph`. Nothing here knows a device."""
+"""Reading a model: any `nn.Module` as numbers; nothing here knows a device."""
 
 from armillary.models.read import read
+from armillary.models.trace import Call, Seen
 
-__all__ = ["read"]
+__all__ = ["Call", "Seen", "read"]

@@ -1,27 +1,35 @@
-"""A module read for its parameters and its repeated blocks."""
+"""A module read for its parameters, its repeated blocks, and what may be cut where."""
 
 from collections import Counter
 from collections.abc import Iterable
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
 
+from armillary.models.trace import Call, Seen, watch
 from armillary.spec import Block, ModelGraph
 
 
-def read(module: nn.Module) -> ModelGraph:
-    """`module` as numbers: bytes of its parameters, and the blocks that repeat in it.
+def read(module: nn.Module, call: Call | None = None, num_samples: int = 1) -> ModelGraph:
+    """`module` as numbers: bytes of its parameters, the blocks that repeat in it, and its cuts.
 
     A block is a child of a `ModuleList` or `Sequential` that has a sibling of its own class, holds
-    parameters, and shares none of them with the rest of the model.
+    parameters, and shares none of them with the rest of the model. `call` runs the model forward
+    on `num_samples` samples; without it nothing is known of activations, attentions and cuts.
     """
+    seen = watch(module, call, num_samples) if call else Seen()
     num_parameters, parameter_bytes = _weigh(module.parameters())
     return ModelGraph(
         name=type(module).__name__,
         num_parameters=num_parameters,
         parameter_bytes=parameter_bytes,
-        blocks=tuple(_blocks(module, _count_uses(module))),
+        blocks=tuple(_blocks(module, _count_uses(module), seen)),
         has_batch_norm=any(isinstance(part, _BatchNorm) for part in module.modules()),
+        attentions=tuple(seen.attentions),
+        recurrent=_paths(module, nn.RNNBase),
+        convolutions=_paths(module, _ConvNd),
+        tied=_tied(module),
     )
 
 
@@ -34,16 +42,35 @@ def _count_uses(module: nn.Module) -> Counter[nn.Parameter]:
     return Counter(p for _, p in module.named_parameters(remove_duplicate=False))
 
 
-def _blocks(module: nn.Module, uses: Counter[nn.Parameter], prefix: str = "") -> Iterable[Block]:
+def _paths(module: nn.Module, kind: type) -> tuple[str, ...]:
+    return tuple(path for path, part in module.named_modules() if isinstance(part, kind))
+
+
+def _tied(module: nn.Module) -> tuple[tuple[str, ...], ...]:
+    """Groups of paths that name one parameter."""
+    groups: dict[nn.Parameter, list[str]] = {}
+    for path, parameter in module.named_parameters(remove_duplicate=False):
+        groups.setdefault(parameter, []).append(path)
+    return tuple(tuple(paths) for paths in groups.values() if len(paths) > 1)
+
+
+def _blocks(
+    module: nn.Module, uses: Counter[nn.Parameter], seen: Seen, prefix: str = ""
+) -> Iterable[Block]:
     for name, child in module.named_children():
         path = f"{prefix}{name}"
         inside = _count_uses(child)
         shares_none = all(uses[parameter] == count for parameter, count in inside.items())
         if _repeats(child, module) and shares_none:
             num_parameters, parameter_bytes = _weigh(child.parameters())
-            yield Block(path=path, num_parameters=num_parameters, parameter_bytes=parameter_bytes)
+            yield Block(
+                path=path,
+                num_parameters=num_parameters,
+                parameter_bytes=parameter_bytes,
+                activation_bytes=seen.output_bytes.get(path, 0),
+            )
         else:
-            yield from _blocks(child, uses, f"{path}.")
+            yield from _blocks(child, uses, seen, f"{path}.")
 
 
 def _repeats(child: nn.Module, parent: nn.Module) -> bool:

@@ -4,16 +4,19 @@ from armillary.spec.document import Document, nearest, write_atomically
 from armillary.spec.error import SpecError
 from armillary.spec.layout import Layout
 from armillary.spec.manifest import Manifest
-from armillary.spec.model_graph import Block, ModelGraph
+from armillary.spec.model_graph import Attention, Block, ModelGraph, Routed, Split
 from armillary.spec.settings import TrainSettings
 
 __all__ = [
+    "Attention",
     "Block",
     "Document",
     "Layout",
     "Manifest",
     "ModelGraph",
+    "Routed",
     "SpecError",
+    "Split",
     "TrainSettings",
     "nearest",
     "write_atomically",

@@ -10,14 +10,17 @@ from armillary.spec.error import SpecError
 from armillary.spec.words import parse_assignments, parse_value
 
 PRECISIONS = ("float32", "bfloat16", "float16", "float64")
-RECOMPUTES = ("none", "full")
+MAPPINGS = ("degrees", "options")
+RECOMPUTES = ("none", "selective", "full")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Layout(Document):
-    """The degree of every axis, the micro batch, precision, recompute and compilation.
+    """The degree of every axis and its options, the micro batch, precision, recompute, compile.
 
     `degrees` holds the axes in mesh order, outermost first; an axis that is absent has degree 1.
+    `options` holds what an axis may be told besides, by its name and the option's with a dot
+    between, such as `pipeline.schedule`; which there are is for `axes` to say.
     `micro_batch_size` is the most samples one rank sends through the model at once; 0 means all
     that the global batch gives it.
 
@@ -29,6 +32,7 @@ class Layout(Document):
     what: ClassVar[str] = "layout"
 
     degrees: Mapping[str, int] = field(default_factory=dict)
+    options: Mapping[str, str] = field(default_factory=dict)
     micro_batch_size: int = 0
     precision: str = "float32"
     recompute: str = "none"
@@ -64,28 +68,32 @@ class Layout(Document):
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """The layout in words, such as `data=2,sharded=4,micro_batch_size=8`.
+        """The layout in words, such as `data=2,pipeline=2,pipeline.schedule=gpipe`.
 
-        A word that is no setting of a layout is taken as an axis; whether such an axis exists is
-        for `axes` to say.
+        A word with a dot is an option of an axis, a word that is no setting of a layout an axis;
+        whether there are such is for `axes` to say.
         """
         words = parse_assignments([word for word in text.split(",") if word.strip()], "layout")
-        settings = {f.name: f.default for f in fields(cls) if f.name != "degrees"}
+        settings = {f.name: f.default for f in fields(cls) if f.name not in MAPPINGS}
         degrees = {}
+        options = {}
         values = {}
         for name, value in words.items():
-            if name in settings:
+            if "." in name:
+                options[name] = value
+            elif name in settings:
                 values[name] = parse_value(value, settings[name], f"layout.{name}")
             else:
                 degrees[name] = parse_value(value, 1, f"layout.{name}")
-        return cls(degrees=degrees, **values)
+        return cls(degrees=degrees, options=options, **values)
 
     def __str__(self) -> str:
         axes = [f"{axis}={degree}" for axis, degree in self.degrees.items() if degree > 1]
+        axes += [f"{name}={value}" for name, value in self.options.items()]
         extras = [
             f"{f.name}={getattr(self, f.name)}"
             for f in fields(self)
-            if f.name != "degrees" and getattr(self, f.name) != f.default
+            if f.name not in MAPPINGS and getattr(self, f.name) != f.default
         ]
         return ",".join(axes + extras) or "serial"
 

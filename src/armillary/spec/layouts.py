@@ -12,14 +12,22 @@ from armillary.spec.layout import Layout
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Layouts:
-    """A struct of arrays: one row a layout. `degrees[axis]` has shape [num_layouts]."""
+    """A struct of arrays: one row a layout, every array of shape [num_layouts].
+
+    `num_samples` are those of all ranks in one micro batch, `num_micro_batches` how many micro
+    batches make a step; both 1 where a table was made without them.
+    """
 
     num_layouts: int
     degrees: Mapping[str, NDArray[np.int64]]
+    options: Mapping[str, NDArray[np.str_]]
+    num_samples: NDArray[np.int64]
+    num_micro_batches: NDArray[np.int64]
 
     @classmethod
-    def of(cls, *layouts: Layout) -> Self:
+    def of(cls, *layouts: Layout, num_samples: int = 1, num_micro_batches: int = 1) -> Self:
         """The table of `layouts`, a row each."""
+        names: Iterable[str] = dict.fromkeys(name for row in layouts for name in row.options)
         axes: Iterable[str] = dict.fromkeys(axis for row in layouts for axis in row.degrees)
         return cls(
             num_layouts=len(layouts),
@@ -27,9 +35,22 @@ class Layouts:
                 axis: np.array([row.degree(axis) for row in layouts], dtype=np.int64)
                 for axis in axes
             },
+            options={
+                name: np.array([row.options.get(name, "") for row in layouts], dtype=np.str_)
+                for name in names
+            },
+            num_samples=np.full(len(layouts), num_samples, dtype=np.int64),
+            num_micro_batches=np.full(len(layouts), num_micro_batches, dtype=np.int64),
         )
 
     def degree(self, axis: str) -> NDArray[np.int64]:
         """The degree of `axis` in every row, 1 where the table does not name it."""
         found = self.degrees.get(axis)
         return np.ones(self.num_layouts, dtype=np.int64) if found is None else found
+
+    def option(self, name: str, default: str) -> NDArray[np.str_]:
+        """The option `name`, such as `pipeline.schedule`, in every row; `default` where unsaid."""
+        found = self.options.get(name)
+        if found is None:
+            return np.full(self.num_layouts, default, dtype=np.str_)
+        return np.where(found == "", default, found)

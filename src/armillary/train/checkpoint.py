@@ -25,7 +25,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 
 from armillary.spec import SpecError, write_atomically
-from armillary.train.world import World
+from armillary.step.world import World
 
 COMPLETE = "complete.json"
 COMMIT_TIMEOUT_S = 300.0

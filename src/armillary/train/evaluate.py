@@ -12,13 +12,14 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import nn
 
+from armillary.axes.compose import computing
 from armillary.feeds import Share, mix
 from armillary.spec import SpecError
-from armillary.train.batches import Feed, seed_all
-from armillary.train.parallel import to_device
-from armillary.train.precision import Precision
-from armillary.train.recipe import Recipe
-from armillary.train.world import World
+from armillary.step.batches import Feed, seed_all
+from armillary.step.parallel import plain, to_device
+from armillary.step.precision import Precision
+from armillary.step.recipe import Recipe
+from armillary.step.world import World
 
 Predictions = dict[str, NDArray[Any]]
 Columns = dict[str, list[Any]]  # one entry a sample
@@ -95,9 +96,9 @@ class Evaluator:
             for i, (batch, num_samples) in enumerate(step.micro_batches):
                 batch = to_device(batch, self.world.device, self.precision.dtype)
                 seed_all(mix(step.start, self.world.batch_index, i), self.world.device)
-                with self.precision.autocast():
-                    found = self.recipe.loss(model, batch) if with_loss else 0.0
-                    outputs = predict(model, batch) if predict else {}
+                with computing(model), self.precision.autocast():
+                    found = plain(self.recipe.loss(model, batch)) if with_loss else 0.0
+                    outputs = plain(predict(model, batch)) if predict else {}
                 if num_samples:
                     sums += _loss_sums(found, num_samples)
                     parts.append(_split_samples(outputs, num_samples))

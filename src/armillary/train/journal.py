@@ -9,16 +9,16 @@ import numpy as np
 
 from armillary.feeds import SampleOrder
 from armillary.spec import Manifest, ModelGraph
-from armillary.train.batches import Feed, Step, fingerprint
+from armillary.step.batches import Feed, Step, fingerprint
+from armillary.step.recipe import Recipe
+from armillary.step.stepper import StepResult
+from armillary.step.world import World
 from armillary.train.environment import git_state, hardware, measured_memory_bytes, versions
 from armillary.train.evaluate import Evaluation
 from armillary.train.progress import ProgressReport
-from armillary.train.recipe import Recipe
 from armillary.train.request import TrainRequest
 from armillary.train.run_folder import RunFolder
-from armillary.train.step import StepResult
 from armillary.train.trackers import Tracker, open_trackers
-from armillary.train.world import World
 
 NUM_NAMED_SAMPLES = 16
 

@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from armillary.spec import SpecError
+from armillary.step.recipe import load_recipe
 from armillary.train.checkpoint import saved_steps
 from armillary.train.failure import first_error, leave_error
 from armillary.train.loop import INTERRUPTED, Outcome, train_rank
-from armillary.train.recipe import load_recipe
 from armillary.train.request import TrainRequest
 from armillary.train.run_folder import RunFolder
 

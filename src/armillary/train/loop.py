@@ -12,8 +12,15 @@ import torch.distributed as dist
 from torch import nn
 
 from armillary.feeds import Share
+from armillary.models import Call
 from armillary.spec import SpecError, TrainSettings
-from armillary.train.batches import Feed, Step
+from armillary.step.batches import Feed, Step
+from armillary.step.parallel import apply_layout, to_device
+from armillary.step.phases import Phases
+from armillary.step.precision import Precision
+from armillary.step.recipe import Recipe
+from armillary.step.stepper import Stepper, StepResult
+from armillary.step.world import World, join
 from armillary.train.checkpoint import (
     Checkpoints,
     best_step,
@@ -25,16 +32,10 @@ from armillary.train.checkpoint import (
 from armillary.train.evaluate import Evaluation, Evaluator
 from armillary.train.heap import keep_freed_memory
 from armillary.train.journal import Journal
-from armillary.train.parallel import apply_layout
-from armillary.train.phases import Phases
-from armillary.train.precision import Precision
-from armillary.train.recipe import Recipe
 from armillary.train.request import TrainRequest
 from armillary.train.run_folder import RunFolder
 from armillary.train.state import Counters, TrainState, restore_model
-from armillary.train.step import Stepper, StepResult
 from armillary.train.stop import StopWish, watch_signals
-from armillary.train.world import World, join
 
 FINISHED, NOT_FINITE, INTERRUPTED = 0, 3, 75
 
@@ -102,8 +103,6 @@ class Trainer:
         self.settings: TrainSettings = request.settings
         self.splits = recipe.data()
         self.precision = Precision(request.layout, world.device)
-        self.model = self._build_model()
-        self.graph = apply_layout(self.model, world, request.layout)
         self.phases = Phases(world.device)
         self.feed = Feed(
             self.splits["train"],
@@ -118,6 +117,9 @@ class Trainer:
             collate=recipe.find("collate"),
             num_workers=self.settings.num_workers,
             pin_memory=world.device.type != "cpu",
+        )
+        self.model, self.graph = apply_layout(
+            self._build_model(), world, request.layout, *self._example()
         )
         self.num_steps = self._count_steps()
         self.state = self._build_state()
@@ -150,6 +152,12 @@ class Trainer:
                 "return the module",
             )
         return model.to(device=self.world.device, dtype=self.precision.dtype).train()
+
+    def _example(self) -> tuple[Call, int]:
+        """A forward pass of the recipe's loss on the first samples, and how many they are."""
+        batch, num_samples = self.feed.example()
+        batch = to_device(batch, self.world.device, self.precision.dtype)
+        return lambda model: self.recipe.loss(model, batch), num_samples
 
     def _build_state(self) -> TrainState:
         optimizer = self.recipe.optimizer(self.model.parameters())

@@ -8,7 +8,7 @@ from typing import Any
 
 from armillary.axes import admit
 from armillary.spec import Layout, Manifest, SpecError, TrainSettings
-from armillary.train.recipe import Recipe, load_recipe
+from armillary.step.recipe import Recipe, load_recipe
 from armillary.train.run_folder import RunFolder
 from armillary.train.trackers import check_trackers
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from armillary.train.recipe import Recipe
+from armillary.step.recipe import Recipe
 from armillary.train.report import save_figures
 from armillary.train.run_folder import RunFolder
 

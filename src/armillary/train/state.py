@@ -13,9 +13,9 @@ from torch.optim import Optimizer
 from torch.utils._pytree import tree_map_only
 
 from armillary.feeds import FeedState
-from armillary.train.batches import Feed
+from armillary.step.batches import Feed
+from armillary.step.world import World
 from armillary.train.checkpoint import load
-from armillary.train.world import World
 
 
 @dataclass(slots=True)
@@ -35,7 +35,7 @@ class TrainState:
     """All that a run needs to go on: model, optimiser, scheduler, scaler, feed and counters.
 
     Random numbers need no state: they are functions of the seed, the step and the place in the
-    batch (train/step.py) or of the seed, the epoch and the position (train/batches.py).
+    batch (step/stepper.py) or of the seed, the epoch and the position (step/batches.py).
     """
 
     model: nn.Module

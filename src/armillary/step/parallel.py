@@ -6,35 +6,41 @@ from typing import Any, cast
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_map_only
 from torch.utils.data import DataLoader
 
 from armillary.axes import admit, discover
+from armillary.axes.compose import compose
 from armillary.feeds import Share
-from armillary.models import read
+from armillary.models import Call, read
 from armillary.spec import Layout, ModelGraph, SpecError
-from armillary.train.batches import Collate, Feed
-from armillary.train.precision import recompute_blocks
-from armillary.train.world import World, meet, pick_device
+from armillary.step.batches import Collate, Feed
+from armillary.step.precision import recompute_blocks
+from armillary.step.world import World, meet, pick_device
 
 
-def apply_layout(module: nn.Module, world: World, layout: Layout) -> ModelGraph:
-    """Make `module` parallel as `layout` says, in place; the graph that was read of it.
+def apply_layout(
+    module: nn.Module, world: World, layout: Layout, call: Call | None = None, num_samples: int = 1
+) -> tuple[nn.Module, ModelGraph]:
+    """`module` made parallel as `layout` says, in place where torch allows, and its graph.
+
+    `call` runs the model forward on `num_samples` samples, for the axes that need to see it.
 
     Raises: `SpecError` if an axis refuses the model.
     """
-    graph = read(module)
+    axes = discover()
+    admit(layout)
+    sees = any(axes[name].sees_calls for name, degree in layout.degrees.items() if degree > 1)
+    graph = read(module, call if sees else None, num_samples)
     admit(layout, graph)
-    if layout.recompute == "full":
-        recompute_blocks(module, graph)
+    recompute_blocks(module, graph, layout.recompute)
     if layout.compile:
         module.compile()
     if world.mesh is not None:
-        axes = discover()
-        for name in world.mesh.mesh_dim_names or ():
-            axes[name].apply(module, world.mesh, layout, graph)
-    return graph
+        module = compose(module, world.mesh, layout, graph)
+    return module, graph
 
 
 def parallelize(
@@ -78,6 +84,7 @@ def parallelize(
         for tensor in [*model.parameters(), *model.buffers()]:
             dist.broadcast(tensor.data, 0)
     names = {parameter: name for name, parameter in model.named_parameters()}
+    _refuse_seeing(layout)
     apply_layout(model, world, layout)
     renewed = dict(model.named_parameters())
     for group in optimizer.param_groups:
@@ -96,6 +103,19 @@ def _leave_to_the_loop(layout: Layout) -> None:
                 f"{getattr(layout, name)} for a loop of one's own",
                 "the loop decides how a step computes, the layout where",
                 f"leave it out, and use {own} in the loop",
+            )
+
+
+def _refuse_seeing(layout: Layout) -> None:
+    """Refuse the axes that must see the model called, which a loop of one's own does later."""
+    admit(layout)
+    for name, degree in layout.degrees.items():
+        if degree > 1 and discover()[name].sees_calls:
+            raise SpecError(
+                f"layout.{name}",
+                f"degree {degree} for a loop of one's own",
+                f"the {name} axis must see how the model is called before it is cut",
+                "write the case as a recipe and use `armillary train`",
             )
 
 
@@ -174,6 +194,11 @@ class _Weighted(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
         return gradients[0] * ctx.weight, None
+
+
+def plain(values: Any) -> Any:
+    """`values` with every DTensor among them as the whole tensor that it stands for."""
+    return tree_map_only(DTensor, lambda tensor: tensor.full_tensor(), values)
 
 
 def to_device(batch: Any, device: torch.device, dtype: torch.dtype | None = None) -> Any:

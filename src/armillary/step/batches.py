@@ -23,6 +23,7 @@ Collate = Callable[[list[Any]], Any]
 CAN_FORK = sys.platform == "linux"
 NUM_FINGERPRINT_SAMPLES = 16
 NUM_BATCHES_AHEAD = 64
+NUM_EXAMPLES = 2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -95,6 +96,12 @@ class Feed:
                     "restore the data or the seed, or start a new run",
                 )
         self.epoch, self.position = state.epoch, state.position
+
+    def example(self) -> tuple[Any, int]:
+        """A batch of the first samples in the data's own order, and how many; the feed stays."""
+        count = min(len(self.dataset), NUM_EXAMPLES)
+        batches = Batches(self.dataset, self.order.seed, self.collate)
+        return _sound(batches[[(0, i, i) for i in range(count)]]), count
 
     def steps(self) -> Iterator[Step]:
         """The remaining steps of the epoch; the feed stands behind a step once it is yielded."""

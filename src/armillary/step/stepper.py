@@ -6,16 +6,19 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
+from armillary.axes import DrivesSteps
+from armillary.axes.compose import computing
+from armillary.axes.reduction import synchronize
 from armillary.feeds import mix
 from armillary.spec import SpecError
-from armillary.train.batches import Step, seed_all
-from armillary.train.parallel import to_device
-from armillary.train.phases import Phases
-from armillary.train.precision import Precision
-from armillary.train.world import World
+from armillary.step.batches import Step, seed_all
+from armillary.step.clip import clip_gradients
+from armillary.step.parallel import plain, to_device
+from armillary.step.phases import Phases
+from armillary.step.precision import Precision
+from armillary.step.world import World
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,13 +58,9 @@ class Stepper:
         """Train on `step`, the `index`-th of the run; `stop` says that this rank was told to."""
         sums = torch.zeros(3, dtype=torch.float64)
         sums[2] = float(stop)
-        for i in range(step.num_micro_batches):
-            with self.phases("data"):
-                batch, num_samples = next(step.micro_batches)
-                batch = to_device(batch, self.world.device, self.precision.dtype)
-            seed_all(mix(self.seed, index, self.world.batch_index, i), self.world.device)
-            self._synchronize_gradients(i == step.num_micro_batches - 1)
-            self._forward_backward(batch, num_samples, step.num_samples, sums)
+        runs_all = self._drive if isinstance(self.model, DrivesSteps) else self._run_each
+        with computing(self.model):
+            sums[:2] += runs_all(step, index)
         with self.phases("reduce"):
             total, count, stops = self.world.sum(sums).tolist()
         loss = total / count if count else math.nan
@@ -69,29 +68,55 @@ class Stepper:
             finite, grad_norm = self._update(loss, step.num_samples / (count or 1.0))
         return StepResult(loss=loss, grad_norm=grad_norm, stop=stops > 0, stepped=finite)
 
-    def _synchronize_gradients(self, is_last: bool) -> None:
-        synchronize = getattr(self.model, "set_requires_gradient_sync", None)
-        if synchronize is not None:
-            synchronize(is_last)
+    def _run_each(self, step: Step, index: int) -> torch.Tensor:
+        """The sums of loss and count over the micro batches, run one after another."""
+        sums = torch.zeros(2, dtype=torch.float64)
+        for i in range(step.num_micro_batches):
+            batch, num_samples = self._next(step)
+            seed_all(mix(self.seed, index, self.world.batch_index, i), self.world.device)
+            synchronize(self.model, i == step.num_micro_batches - 1)
+            with self.phases("forward"):
+                loss = self._weighted(self.model, batch, num_samples, step.num_samples, sums)
+            with self.phases("backward"):
+                loss.backward()
+        return sums
 
-    def _forward_backward(
-        self, batch: Any, num_samples: int, num_step_samples: int, sums: torch.Tensor
-    ) -> None:
-        """Add a micro batch to the gradients, and its loss and count to the first two of `sums`.
+    def _drive(self, step: Step, index: int) -> torch.Tensor:
+        """The same by a model that runs all micro batches of a step in an order of its own."""
+        assert isinstance(self.model, DrivesSteps)
+        batches = [self._next(step) for _ in range(step.num_micro_batches)]
+        sums = torch.zeros(2, dtype=torch.float64)
+
+        def loss_of(i: int) -> Any:
+            batch, num_samples = batches[i]
+            return lambda model: self._weighted(model, batch, num_samples, step.num_samples, sums)
+
+        seed_all(mix(self.seed, index, self.world.batch_index, 0), self.world.device)
+        with self.phases("forward"):  # and backward, which come in turn
+            return self.model.forward_backward(
+                [loss_of(i) for i in range(len(batches))], lambda: sums
+            )
+
+    def _next(self, step: Step) -> tuple[Any, int]:
+        with self.phases("data"):
+            batch, num_samples = next(step.micro_batches)
+            return to_device(batch, self.world.device, self.precision.dtype), num_samples
+
+    def _weighted(
+        self, model: nn.Module, batch: Any, num_samples: int, num_step_samples: int, sums: Any
+    ) -> torch.Tensor:
+        """The loss of a micro batch as it enters the gradients; loss and count are added to `sums`.
 
         The axes average gradients over the ranks that split the batch, so each rank's part is
         multiplied by their number.
         """
-        with self.phases("forward"), self.precision.autocast():
-            total, count = _total(self.loss(self.model, batch), num_samples)
-        with self.phases("backward"):
-            weight = self.world.batch_count / num_step_samples
-            if num_samples == 0:
-                weight = 0.0
-            self.precision.scaler.scale(total * weight).backward()
+        with self.precision.autocast():
+            total, count = _total(self.loss(model, batch), num_samples)
+        weight = self.world.batch_count / num_step_samples
         if num_samples:
-            sums[0] += float(total.detach())
-            sums[1] += count
+            sums += torch.tensor([float(total.detach()), count], dtype=torch.float64)
+        scaled: torch.Tensor = self.precision.scaler.scale(total * (weight if num_samples else 0.0))
+        return scaled
 
     def _update(self, loss: float, factor: float) -> tuple[bool, float | None]:
         """Step the optimiser on gradients multiplied by `factor`, clipped; whether all is finite.
@@ -105,7 +130,7 @@ class Stepper:
             torch._foreach_mul_([p.grad for p in parameters], factor)  # type: ignore[misc]
         grad_norm = None
         if self.clip_norm:
-            grad_norm = _clip(parameters, self.clip_norm)
+            grad_norm = clip_gradients(parameters, self.clip_norm, self.world.mesh)
         finite = math.isfinite(loss) and (
             scaler.is_enabled() or grad_norm is None or math.isfinite(grad_norm)
         )
@@ -116,16 +141,11 @@ class Stepper:
         return finite, grad_norm
 
 
-def _clip(parameters: list[nn.Parameter], clip_norm: float) -> float:
-    norm = nn.utils.clip_grad_norm_(parameters, clip_norm)
-    return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
-
-
 def _total(found: Any, num_samples: int) -> tuple[torch.Tensor, float]:
     """What `loss` returned as (sum, count): a mean is a sum over the samples of its batch."""
     if isinstance(found, tuple) and len(found) == 2:
         total, count = found
-        return total, float(count)
+        return plain(total), float(plain(count))
     if not isinstance(found, torch.Tensor) or found.numel() != 1:
         shape = tuple(found.shape) if isinstance(found, torch.Tensor) else type(found).__name__
         raise SpecError(
@@ -134,4 +154,4 @@ def _total(found: Any, num_samples: int) -> tuple[torch.Tensor, float]:
             "loss returns one number, the mean over the batch, or (sum, count)",
             "end it with .mean(), or return (losses.sum(), losses.numel())",
         )
-    return found.reshape(()) * max(num_samples, 1), float(num_samples)
+    return plain(found).reshape(()) * max(num_samples, 1), float(num_samples)

@@ -1,0 +1,65 @@
+"""All axes of a layout applied together, and the context in which what they made computes."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any
+
+from armillary.axes import discover
+from armillary.axes.door import parts
+from armillary.axes.reduction import reduce_gradients
+from armillary.axes.spmd import distribute
+from armillary.spec import Layout, ModelGraph
+
+if TYPE_CHECKING:
+    from torch import nn
+    from torch.distributed import DeviceMesh
+
+CONTEXTS = "_armillary_contexts"
+
+
+def compose(
+    module: "nn.Module", mesh: "DeviceMesh", layout: Layout, graph: ModelGraph
+) -> "nn.Module":
+    """`module` made parallel along every axis of `mesh`, in place where torch allows it.
+
+    First the axes that cut the module into parts, then those that rewrite or place what is in a
+    part; then its parameters are distributed, once for all axes, and last its gradients are
+    arranged to be averaged.
+    """
+    axes = discover()
+    names = mesh.mesh_dim_names or ()
+    for name in sorted(names, key=lambda name: not axes[name].splits_module):
+        module = axes[name].apply(module, mesh, layout, graph)
+    for part in parts(module):
+        distribute(part, mesh)
+        reduce_gradients(part, mesh, layout, graph)
+    _link_again(module)
+    return module
+
+
+def _link_again(module: "nn.Module") -> None:
+    """Give `module` the parameters that its parts hold now, where a part is not `module` itself."""
+    for part in parts(module):
+        if part is module:
+            continue
+        for path, parameter in part.named_parameters(remove_duplicate=False):
+            owner, _, name = path.rpartition(".")
+            module.get_submodule(owner).register_parameter(name, parameter)
+
+
+def compute_in(module: "nn.Module", context: Callable[[], AbstractContextManager[Any]]) -> None:
+    """Have `computing(module)` enter `context`; an equal one is entered once."""
+    contexts = module.__dict__.setdefault(CONTEXTS, [])
+    if context not in contexts:
+        contexts.append(context)
+
+
+@contextlib.contextmanager
+def computing(module: "nn.Module") -> Iterator[None]:
+    """The context in which `module` runs forward, its loss is taken, and it runs backward."""
+    wanted = [c for part in parts(module) for c in part.__dict__.get(CONTEXTS, ())]
+    with contextlib.ExitStack() as stack:
+        for context in dict.fromkeys(wanted):
+            stack.enter_context(context())
+        yield

@@ -1,0 +1,1 @@
+"""The parallel program against the serial one, on local ranks, in float64."""
