@@ -10,7 +10,7 @@ import typer
 from armillary.spec import Layout, SpecError
 from armillary.spec.words import parse_assignments
 
-BAD_INPUT, CRASHED = 2, 1
+BAD_INPUT, CRASHED, NOT_EQUAL = 2, 1, 4
 
 app = typer.Typer(
     name="armillary",
@@ -151,6 +151,61 @@ def _compare(run: Path) -> None:
 
 
 @app.command()
+def verify(
+    recipes: Annotated[list[str], typer.Argument(help="Recipes: files of yours, or built in.")],
+    layout: Annotated[
+        list[str] | None, typer.Option(help="A layout to prove: data=2,tensor=2. Repeatable.")
+    ] = None,
+    plan: Annotated[
+        Path | None, typer.Option(help="A JSON file of a layout, or with one under 'layout'.")
+    ] = None,
+    all_up_to: Annotated[
+        int, typer.Option("--all", help="Prove every layout on up to so many local ranks.")
+    ] = 0,
+    assign: Assignments = None,
+    data: DataPath = None,
+    steps: Annotated[int, typer.Option(help="Optimiser steps that are compared.")] = 3,
+    out: Annotated[
+        Path | None, typer.Option(help="A folder for verify.json and report.html.")
+    ] = None,
+    table: Annotated[
+        Path | None, typer.Option(help="A file that holds the table of what composes.")
+    ] = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Prove on this machine that the parallel program computes what the serial one does.
+
+    The model is reduced in size, never in structure. Exit code 4 says that a layout is wrong.
+
+    Examples:
+
+    armillary verify my_case.py --layout data=2,tensor=2
+
+    armillary verify gpt moe cnn weather --all 8 --out proof
+    """
+    from armillary.verify.proof import write_proofs, write_table
+    from armillary.verify.proving import Wanted, prove_all
+    from armillary.verify.telling import print_proofs
+
+    proofs = prove_all(
+        Wanted(recipes, layout or [], plan, all_up_to, parse_assignments(assign or [], "--set")),
+        data=data,
+        num_steps=steps,
+        quiet=quiet or as_json,
+    )
+    page = write_proofs(proofs, out) if out else None
+    if table:
+        write_table(proofs, table)
+    if as_json:
+        _print_json([proof.to_dict() for proof in proofs])
+    elif not quiet:
+        print_proofs(proofs)
+        print(f"report {page}" if page else "")
+    raise typer.Exit(0 if all(proof.holds for proof in proofs) else NOT_EQUAL)
+
+
+@app.command()
 def predict(
     run: Annotated[Path, typer.Argument(help="The folder of a trained run.")],
     data: Annotated[Path, typer.Argument(help="Data that the recipe's read() understands.")],
@@ -256,7 +311,7 @@ def _fail(error: Exception, exit_code: int) -> NoReturn:
 
 def main() -> None:
     """The command `armillary`; exit codes: 0 done, 1 crashed, 2 bad input, 3 loss not finite,
-    75 interrupted and saved.
+    4 a layout is not equal to the serial program, 75 interrupted and saved.
     """
     try:
         app()

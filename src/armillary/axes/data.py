@@ -22,6 +22,7 @@ class Data:
     """
 
     name = "data"
+    order = 1
     borrows: tuple[str, ...] = ()
     options: Mapping[str, tuple[str, ...]] = {}
     splits_batch = True

@@ -56,6 +56,7 @@ class Transfer:
 class Axis(Protocol):
     """One axis of parallelism. A file in this room that defines `AXIS` is found by discovery.
 
+    `order` is its place in a mesh where nobody says otherwise, low for outside.
     `options` are the words that a layout may give after the axis' name and a dot, each with its
     choices, the first of them the default. `splits_batch`: its ranks take other samples.
     `splits_module`: its ranks hold other modules, and it is applied before the others.
@@ -63,6 +64,7 @@ class Axis(Protocol):
     """
 
     name: str
+    order: int
     borrows: tuple[str, ...]
     options: Mapping[str, tuple[str, ...]]
     splits_batch: bool

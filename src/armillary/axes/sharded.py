@@ -26,6 +26,7 @@ class Sharded:
     """
 
     name = "sharded"
+    order = 3
     borrows: tuple[str, ...] = ()
     options: Mapping[str, tuple[str, ...]] = {"zero": ("3", "2", "1")}
     splits_batch = True

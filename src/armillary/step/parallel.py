@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_map_only
 from torch.utils.data import DataLoader
 
 from armillary.axes import admit, discover
+from armillary.axes.batch_ranks import note_samples
 from armillary.axes.compose import compose
 from armillary.feeds import Share
 from armillary.models import Call, read
@@ -173,6 +174,7 @@ class ParallelLoader:
     def __iter__(self) -> Iterator[Any]:
         for step in self.feed.steps():
             for batch, count in step.micro_batches:
+                note_samples(count)
                 self.weight = count * self.batch_count / step.num_samples
                 yield to_device(batch, self.device)
 

@@ -53,12 +53,12 @@ class Recipe:
 
     def model(self) -> Any:
         """The recipe's module, built with the options that `model` takes."""
-        return self.module.model(**self._options_of(self.module.model))
+        return self.module.model(**self.options_of(self.module.model))
 
     def data(self) -> Mapping[str, Any]:
         """The recipe's splits by name, built with the options that `data` takes."""
         try:
-            splits = self.module.data(**self._options_of(self.module.data))
+            splits = self.module.data(**self.options_of(self.module.data))
         except OSError as error:
             raise SpecError(
                 f"{self.source.name}.data",
@@ -69,7 +69,8 @@ class Recipe:
         _check_splits(splits, self.source)
         return splits
 
-    def _options_of(self, function: Callable[..., Any]) -> dict[str, Any]:
+    def options_of(self, function: Callable[..., Any]) -> dict[str, Any]:
+        """The options in force that `function` takes, by name."""
         return {name: self.options[name] for name in _option_defaults(function)}
 
     @property

@@ -9,6 +9,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from armillary.axes import DrivesSteps
+from armillary.axes.batch_ranks import note_samples
 from armillary.axes.compose import computing
 from armillary.axes.reduction import synchronize
 from armillary.feeds import mix
@@ -65,7 +66,7 @@ class Stepper:
             total, count, stops = self.world.sum(sums).tolist()
         loss = total / count if count else math.nan
         with self.phases("optimizer"):
-            finite, grad_norm = self._update(loss, step.num_samples / (count or 1.0))
+            finite, grad_norm = self.update(loss, step.num_samples / (count or 1.0))
         return StepResult(loss=loss, grad_norm=grad_norm, stop=stops > 0, stepped=finite)
 
     def _run_each(self, step: Step, index: int) -> torch.Tensor:
@@ -110,6 +111,7 @@ class Stepper:
         The axes average gradients over the ranks that split the batch, so each rank's part is
         multiplied by their number.
         """
+        note_samples(num_samples)
         with self.precision.autocast():
             total, count = _total(self.loss(model, batch), num_samples)
         weight = self.world.batch_count / num_step_samples
@@ -118,7 +120,7 @@ class Stepper:
         scaled: torch.Tensor = self.precision.scaler.scale(total * (weight if num_samples else 0.0))
         return scaled
 
-    def _update(self, loss: float, factor: float) -> tuple[bool, float | None]:
+    def update(self, loss: float, factor: float) -> tuple[bool, float | None]:
         """Step the optimiser on gradients multiplied by `factor`, clipped; whether all is finite.
 
         A float16 step whose gradients overflow is skipped by the scaler, which then scales less.

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import nn
 
+from armillary.axes.batch_ranks import note_samples
 from armillary.axes.compose import computing
 from armillary.feeds import Share, mix
 from armillary.spec import SpecError
@@ -96,6 +97,7 @@ class Evaluator:
             for i, (batch, num_samples) in enumerate(step.micro_batches):
                 batch = to_device(batch, self.world.device, self.precision.dtype)
                 seed_all(mix(step.start, self.world.batch_index, i), self.world.device)
+                note_samples(num_samples)
                 with computing(model), self.precision.autocast():
                     found = plain(self.recipe.loss(model, batch)) if with_loss else 0.0
                     outputs = plain(predict(model, batch)) if predict else {}

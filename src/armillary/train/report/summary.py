@@ -13,6 +13,7 @@ from armillary.train.report.reading import LIVE_S, Record, number, read_run, tab
 
 SMALLER = ("loss", "mae", "rmse", "mse", "error", "brier", "crps", "nll", "perplexity", "fpr")
 LARGER = ("auc", "tpr", "accuracy", "recall", "precision", "f1", "r2", "skill", "within", "score")
+LARGER += ("correlation",)
 NOT_FINITE = "stopped: not finite"
 STATES = {
     "finished": "finished",

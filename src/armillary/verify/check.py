@@ -1,0 +1,157 @@
+"""Layouts proven one by one: refused, equal, or wrong, and if wrong along which axis."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from armillary.axes import admit, discover
+from armillary.spec import Layout, SpecError
+from armillary.verify.compare import TOLERANCE, Difference, compare
+from armillary.verify.prepare import Prepared
+from armillary.verify.program import Program, Trace, run
+from armillary.verify.ranks import Ranks, RanksFailed
+
+EQUAL, WRONG, REFUSED, FAILED = "equal", "wrong", "refused", "failed"
+NUM_MICRO_BATCHES = 4
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Finding:
+    """What became of one layout: `state` is equal, wrong, refused (with `reason`) or failed.
+
+    `differences` are of every tensor, the worst first; `suspects` are the axes of which the error
+    comes, empty where there is none.
+    """
+
+    layout: Layout
+    state: str
+    differences: tuple[Difference, ...] = ()
+    suspects: tuple[str, ...] = ()
+    reason: str = ""
+    refusal: SpecError | None = None
+
+    @property
+    def worst(self) -> float:
+        """The largest relative difference of any tensor."""
+        return max((d.difference for d in self.differences), default=0.0)
+
+
+@dataclass(slots=True)
+class Checker:
+    """Checks layouts of one program on warm ranks, against a serial run made once.
+
+    What an axis refuses is refused here, before any rank starts.
+    """
+
+    prepared: Prepared
+    ranks: Ranks
+    job: Callable[[Program, Layout], Trace] = run
+    _known: dict[str, Finding] = field(default_factory=dict)
+    _serial: Trace | None = None
+
+    @property
+    def serial(self) -> Trace:
+        """What the serial program computes."""
+        if self._serial is None:
+            self._serial = self.ranks.run(1, self.job, self.program, serial_layout())[0]
+        return self._serial
+
+    @property
+    def program(self) -> Program:
+        """What every layout is to compute."""
+        return self.prepared.program
+
+    def check(self, layout: Layout) -> Finding:
+        """What becomes of `layout`; the axes that an error comes from are looked for."""
+        finding = self._check(layout)
+        if finding.state in (EQUAL, REFUSED):
+            return finding
+        return replace(finding, suspects=tuple(self._suspects(layout)))
+
+    def check_all(
+        self, layouts: Iterable[Layout], told: Callable[[Finding], None] = lambda _: None
+    ) -> list[Finding]:
+        """Every layout in turn; `told` hears of each as it is done."""
+        findings = []
+        for layout in layouts:
+            findings.append(self.check(layout))
+            told(findings[-1])
+        return findings
+
+    def _check(self, layout: Layout) -> Finding:
+        key = str(layout)
+        if key not in self._known:
+            self._known[key] = self._run(layout)
+        return self._known[key]
+
+    def _run(self, layout: Layout) -> Finding:
+        try:
+            admit(layout, self.prepared.graph)
+        except SpecError as refusal:
+            return _refused(layout, refusal)
+        serial = self.serial
+        try:
+            as_run = as_verified(layout, self.program.batch_size)
+            traces = self.ranks.run(layout.num_ranks, _answer, self.job, self.program, as_run)
+        except RanksFailed as failed:
+            return Finding(layout=layout, state=FAILED, reason=_shortest(failed.tracebacks))
+        refusals = [answer for answer in traces if isinstance(answer, SpecError)]
+        if refusals:
+            return _refused(layout, refusals[0])
+        differences = tuple(compare(traces, serial, layout))
+        is_equal = all(d.difference <= TOLERANCE for d in differences)
+        return Finding(layout=layout, state=EQUAL if is_equal else WRONG, differences=differences)
+
+    def _suspects(self, layout: Layout) -> Iterable[str]:
+        """The axes of `layout` that are wrong alone; all of them if only their product is."""
+        names = [name for name, degree in layout.degrees.items() if degree > 1]
+        if len(names) == 1:
+            return names
+        alone = [n for n in names if self._check(_along(layout, n)).state in (WRONG, FAILED)]
+        return alone or names
+
+
+def _refused(layout: Layout, refusal: SpecError) -> Finding:
+    return Finding(layout=layout, state=REFUSED, reason=str(refusal), refusal=refusal)
+
+
+def _along(layout: Layout, axis: str) -> Layout:
+    """`layout` along one axis only, with what it says of that axis."""
+    return replace(
+        layout,
+        degrees={axis: layout.degree(axis)},
+        options={n: v for n, v in layout.options.items() if n.startswith(f"{axis}.")},
+        micro_batch_size=0,
+    )
+
+
+def serial_layout() -> Layout:
+    """The layout of the serial program: no axis, float64."""
+    return Layout(precision="float64")
+
+
+def as_verified(layout: Layout, batch_size: int) -> Layout:
+    """`layout` in float64; one whose axes cut the module gets four micro batches a step."""
+    axes, micro = discover(), layout.micro_batch_size
+    cuts = any(axes[n].splits_module for n, d in layout.degrees.items() if d > 1)
+    if cuts and not micro:
+        count = 1
+        for name, degree in layout.degrees.items():
+            count *= degree if axes[name].splits_batch else 1
+        micro = max(1, batch_size // count // NUM_MICRO_BATCHES)
+    return replace(layout, precision="float64", micro_batch_size=micro)
+
+
+def _answer(job: Callable[[Program, Layout], Trace], program: Program, layout: Layout) -> Any:
+    """The trace of a rank, or the reason for which an axis refuses the model."""
+    try:
+        return job(program, layout)
+    except SpecError as refusal:
+        return refusal
+
+
+def _shortest(tracebacks: dict[int, str]) -> str:
+    """The last line of the first traceback that says something."""
+    lines = [text.strip().splitlines()[-1] for _, text in sorted(tracebacks.items()) if text]
+    said: Sequence[str] = [line for line in lines if "no answer" not in line] or lines
+    return said[0] if said else "no answer"

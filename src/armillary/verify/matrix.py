@@ -1,0 +1,67 @@
+"""Which layouts are proven by `--all`: axes alone, in pairs and in threes, and every option."""
+
+from collections.abc import Iterable, Sequence
+from itertools import combinations
+from math import prod
+
+from armillary.axes import Axis, discover
+from armillary.spec import Layout
+from armillary.verify.check import EQUAL, REFUSED, Finding
+
+
+def layouts(num_ranks: int) -> list[Layout]:
+    """Every axis alone at degrees 2, 4 and 8 and with each of its options, every pair and every
+    three of axes at degree 2, on up to `num_ranks` ranks.
+    """
+    axes = sorted(discover().values(), key=lambda axis: axis.order)
+    found = [Layout(degrees={axis.name: d}) for axis in axes for d in (2, 4, 8) if d <= num_ranks]
+    found += [layout for axis in axes for layout in _with_options(axis)]
+    for count in (2, 3):
+        if 2**count <= num_ranks:
+            found += [
+                Layout(degrees=dict.fromkeys((axis.name for axis in chosen), 2))
+                for chosen in combinations(axes, count)
+            ]
+    return [layout for layout in found if prod(layout.degrees.values()) <= num_ranks]
+
+
+def _with_options(axis: Axis) -> Iterable[Layout]:
+    """The axis at degree 2 with each choice of an option that is not the default."""
+    for option, choices in axis.options.items():
+        for choice in choices[1:]:
+            yield Layout(degrees={axis.name: 2}, options={f"{axis.name}.{option}": choice})
+
+
+def table(findings: dict[str, Sequence[Finding]]) -> list[list[str]]:
+    """What composes with what, as rows of words: axes by axes, the recipes proven in each cell.
+
+    A cell names the recipes whose layout of the two axes (on the diagonal: of one) was proven
+    equal; "refused" where every recipe was refused, and a wrong one is named as such.
+    """
+    names = [axis.name for axis in sorted(discover().values(), key=lambda axis: axis.order)]
+    rows = [["", *names]]
+    for i, row in enumerate(names):
+        cells = [_cell(findings, {row, column}) if j <= i else "" for j, column in enumerate(names)]
+        rows.append([row, *cells])
+    return rows
+
+
+def _cell(findings: dict[str, Sequence[Finding]], axes: set[str]) -> str:
+    states = {
+        recipe: [f.state for f in found if set(f.layout.degrees) == axes]
+        for recipe, found in findings.items()
+    }
+    wrong = [r for r, s in states.items() if any(state not in (EQUAL, REFUSED) for state in s)]
+    proven = [r for r, s in states.items() if EQUAL in s and r not in wrong]
+    if wrong:
+        return f"WRONG: {', '.join(wrong)}"
+    return ", ".join(proven) or ("refused" if any(states.values()) else "")
+
+
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of words as a table in Markdown; the first row is the head."""
+    head, *body = (
+        [f"`{cell}`" if i == 0 and cell else cell for i, cell in enumerate(row)] for row in rows
+    )
+    lines = [head, ["---"] * len(head), *body]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"

@@ -1,0 +1,59 @@
+"""The proof as a page: what composes with what, and every layout with its worst tensor."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from jinja2 import Environment
+
+if TYPE_CHECKING:
+    from armillary.verify.proof import Proof
+
+PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>armillary verify</title>
+<style>
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem;
+       color: #1b2330; background: #fff; }
+table { border-collapse: collapse; margin: 1rem 0 2rem; }
+th, td { text-align: left; padding: .25rem .7rem; border-bottom: 1px solid #dde3ea;
+         vertical-align: top; }
+td.equal { color: #17683a; } td.wrong, td.failed { color: #b3261e; font-weight: 600; }
+td.refused { color: #6b7482; } pre { margin: 0; white-space: pre-wrap; font-size: 13px; }
+@media (prefers-color-scheme: dark) { body { background: #11161d; color: #dfe6ee; }
+th, td { border-color: #2b3542; } td.equal { color: #67c88b; }
+td.wrong, td.failed { color: #ff8a80; } }
+</style></head><body>
+<h1>The parallel program against the serial one</h1>
+<p>{{ counts.equal }} layouts equal, {{ counts.wrong }} wrong, {{ counts.refused }} refused.
+In float64, through the optimiser step that training runs: losses, gradient norms, every gradient,
+parameter and buffer; equal is a relative difference of at most {{ tolerance }}.</p>
+<h2>What composes</h2>
+<table>{% for row in composition %}<tr>{% for cell in row %}
+{% if loop.first or loop.index0 == 0 or row is sameas composition[0] %}<th>{{ cell }}</th>
+{% else %}<td>{{ cell }}</td>{% endif %}{% endfor %}</tr>{% endfor %}</table>
+{% for proof in proofs %}
+<h2>{{ proof.recipe }}</h2>
+<p>{{ "{:,}".format(proof.num_parameters) }} parameters: {{ proof.size }}.</p>
+<table><tr><th>layout</th><th>ranks</th><th></th><th>worst difference</th><th></th></tr>
+{% for f in proof.findings %}<tr><td>{{ f.layout }}</td><td>{{ f.num_ranks }}</td>
+<td class="{{ f.state }}">{{ f.state }}</td>
+<td>{% if f.num_tensors %}{{ "%.1e" % f.worst }} of {{ f.num_tensors }} tensors{% endif %}</td>
+<td>{% if f.state == "wrong" %}suspected: {{ f.suspects | join(", ") }}
+{% for d in f.differences %}<br>{{ d.kind }} {{ d.name }}: {{ "%.1e" % d.difference }}, rank
+{{ d.rank }}; {{ d.pattern }}{% endfor %}{% elif f.reason %}<pre>{{ f.reason }}</pre>{% endif %}
+</td></tr>{% endfor %}</table>
+{% endfor %}</body></html>
+"""
+
+
+def render(proofs: "Sequence[Proof]", composition: Sequence[Sequence[str]]) -> str:
+    """The page of `proofs`, self-contained."""
+    plain: list[dict[str, Any]] = [proof.to_dict() for proof in proofs]
+    states = [finding["state"] for proof in plain for finding in proof["findings"]]
+    counts = {
+        "equal": states.count("equal"),
+        "wrong": states.count("wrong") + states.count("failed"),
+        "refused": states.count("refused"),
+    }
+    page = Environment(autoescape=True).from_string(PAGE)
+    tolerance = plain[0]["tolerance"] if plain else 0.0
+    return page.render(proofs=plain, composition=composition, counts=counts, tolerance=tolerance)

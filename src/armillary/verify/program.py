@@ -1,0 +1,176 @@
+"""The program that is verified, as one rank runs it: some optimiser steps, and all they leave.
+
+It is the step that `train` runs (`step/stepper.py`), on the same axes; only what the model and the
+batches are is smaller. The serial program is the same on a layout without axes.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from torch.distributed.tensor import DTensor
+from torch.overrides import TorchFunctionMode
+
+from armillary.feeds import Share
+from armillary.spec import Layout
+from armillary.step.batches import Batches, Feed
+from armillary.step.parallel import apply_layout, to_device
+from armillary.step.phases import Phases
+from armillary.step.precision import Precision
+from armillary.step.recipe import Recipe, load_recipe
+from armillary.step.stepper import Stepper
+from armillary.step.world import World, join
+from armillary.verify.shrink import build
+
+Tensors = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Program:
+    """What every layout is to compute: a recipe at a reduced size, its samples, and the steps.
+
+    `samples` are those of all steps; the last step has fewer than `batch_size`, so that shares of
+    it are uneven.
+    """
+
+    recipe: str
+    options: dict[str, str]
+    smaller: dict[str, Any]
+    samples: list[Any]
+    batch_size: int
+    seed: int = 0
+    clip_norm: float = 0.0
+
+
+@dataclass(slots=True)
+class Trace:
+    """What one rank saw: losses and gradient norms by step, gradients of the first step, and the
+    parameters and buffers at the end; whole tensors, of the parameters that the rank holds.
+    """
+
+    losses: list[float] = field(default_factory=list)
+    norms: list[float] = field(default_factory=list)
+    gradients: Tensors = field(default_factory=dict)
+    parameters: Tensors = field(default_factory=dict)
+    buffers: Tensors = field(default_factory=dict)
+
+
+class ObservedStepper(Stepper):
+    """A stepper that notes the gradients as they are when the optimiser is about to use them."""
+
+    def __init__(self, trace: Trace, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.trace = trace
+
+    def update(self, loss: float, factor: float) -> tuple[bool, float | None]:
+        """As `Stepper.update`, after noting the gradients of the first step."""
+        if not self.trace.gradients:
+            self.trace.gradients = {
+                name: _array(p.grad) * factor
+                for name, p in self.model.named_parameters()
+                if p.grad is not None
+            }
+        return super().update(loss, factor)
+
+
+def run(program: Program, layout: Layout) -> Trace:
+    """Run `program` on `layout` as one of its ranks, on the CPU in float64; what was seen.
+
+    Raises: `SpecError` if an axis refuses the model.
+    """
+    with join(layout, "cpu") as world, without_dropout():
+        recipe = load_recipe(program.recipe, program.options)
+        feed = _feed(program, recipe, world, layout)
+        precision = Precision(layout, world.device)
+        torch.manual_seed(program.seed)
+        model = build(recipe, program.smaller).to(precision.dtype).train()
+        model, _ = apply_layout(model, world, layout, *example(recipe, program, precision))
+        trace = Trace()
+        stepper = ObservedStepper(
+            trace,
+            model=model,
+            loss=recipe.loss,
+            optimizer=recipe.optimizer(model.parameters()),
+            world=world,
+            precision=precision,
+            phases=Phases(world.device),
+            clip_norm=program.clip_norm,
+            seed=program.seed,
+        )
+        for index, step in enumerate(feed.steps()):
+            result = stepper.run(step, index, stop=False)
+            trace.losses.append(result.loss)
+            trace.norms.append(result.grad_norm or 0.0)
+        trace.parameters = {name: _array(p) for name, p in model.named_parameters()}
+        trace.buffers = {name: _array(b) for name, b in model.named_buffers()}
+    return trace
+
+
+def example(recipe: Recipe, program: Program, precision: Precision) -> tuple[Any, int]:
+    """A forward pass on two samples, and their number, for the axes that must see one."""
+    batches = Batches(program.samples, program.seed, recipe.find("collate") or _default_collate())
+    count = min(2, len(program.samples))
+    batch = batches[[(0, i, i) for i in range(count)]]
+    batch = to_device(batch, precision.device, precision.dtype)
+    return lambda model: recipe.loss(model, batch), count
+
+
+def _default_collate() -> Any:
+    from torch.utils.data import default_collate
+
+    return default_collate
+
+
+def _feed(program: Program, recipe: Recipe, world: World, layout: Layout) -> Feed:
+    return Feed(
+        program.samples,
+        batch_size=program.batch_size,
+        share=Share(
+            index=world.batch_index,
+            count=world.batch_count,
+            micro_batch_size=layout.micro_batch_size,
+        ),
+        seed=program.seed,
+        collate=recipe.find("collate"),
+    )
+
+
+def _array(tensor: Any) -> NDArray[Any]:
+    """A tensor, or the whole that a DTensor stands for, as an array of its own."""
+    found = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return np.array(found.detach().cpu())
+
+
+@contextlib.contextmanager
+def without_dropout() -> Iterator[None]:
+    """Dropout does nothing inside: what it drops depends on the layout, by intent."""
+    with _WithoutDropout():
+        yield
+
+
+class _WithoutDropout(TorchFunctionMode):
+    def __torch_function__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        if function in DROPOUTS:
+            return args[0] if args else kwargs["input"]
+        if function is nn.functional.scaled_dot_product_attention:
+            args, kwargs["dropout_p"] = args[:4], 0.0
+            kwargs |= dict(zip(("dropout_p", "is_causal"), (0.0, *args[5:6]), strict=False))
+        return function(*args, **kwargs)
+
+
+DROPOUTS = {
+    nn.functional.dropout,
+    nn.functional.dropout1d,
+    nn.functional.dropout2d,
+    nn.functional.dropout3d,
+    nn.functional.alpha_dropout,
+    nn.functional.feature_alpha_dropout,
+}

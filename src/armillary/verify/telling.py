@@ -1,0 +1,88 @@
+"""What verify says while it works and at its end, on a terminal or in a log."""
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from armillary.verify.check import EQUAL, REFUSED, Finding
+from armillary.verify.proof import NUM_SHOWN, Proof, composition
+
+MARKS = {EQUAL: "[green]equal", REFUSED: "[dim]refused"}
+
+
+class Telling:
+    """Progress over the layouts of a recipe; a quiet one says nothing. Goes to stderr."""
+
+    def __init__(self, recipe: str, *, quiet: bool) -> None:
+        console = Console(stderr=True, quiet=quiet, highlight=False)
+        self.bar = Progress(
+            TextColumn(recipe),
+            MofNCompleteColumn(),
+            BarColumn(bar_width=None),
+            TextColumn("{task.fields[shown]}"),
+            TimeElapsedColumn(),
+            console=console,
+            disable=quiet or not console.is_terminal,
+        )
+        self.task = self.bar.add_task(recipe, total=None, shown="")
+
+    def started(self, num_layouts: int) -> None:
+        """There are so many layouts."""
+        self.bar.start()
+        self.bar.update(self.task, total=num_layouts)
+
+    def told(self, finding: Finding) -> None:
+        """One layout is done."""
+        self.bar.update(self.task, advance=1, shown=f"{finding.layout} {finding.state}")
+
+    def ended(self) -> None:
+        """All layouts are done."""
+        self.bar.stop()
+
+
+def print_proofs(proofs: Sequence[Proof]) -> None:
+    """Every proof, and what composes with what if axes were paired."""
+    for proof in proofs:
+        print_proof(proof)
+    if any(len(finding.layout.degrees) > 1 for proof in proofs for finding in proof.findings):
+        print_composition(composition(proofs))
+
+
+def print_proof(proof: Proof) -> None:
+    """A line a layout, and the worst tensors of those that are wrong."""
+    console = Console(highlight=False)
+    console.print(
+        f"{proof.recipe}: {proof.num_parameters:,} parameters ({proof.shrunk})", markup=False
+    )
+    rows = Table("layout", "ranks", "", "worst", "", box=None)
+    for finding in proof.findings:
+        rows.add_row(
+            str(finding.layout),
+            str(finding.layout.num_ranks),
+            MARKS.get(finding.state, f"[bold red]{finding.state}"),
+            f"{finding.worst:.1e}" if finding.differences else "",
+            _remark(finding),
+        )
+    console.print(rows)
+
+
+def _remark(finding: Finding) -> str:
+    if finding.state == EQUAL:
+        return ""
+    if finding.state == REFUSED or not finding.differences:
+        return finding.reason.partition("\n")[0]
+    worst = [
+        f"{d.kind} {d.name}: {d.difference:.1e} on rank {d.rank}; {d.pattern}"
+        for d in finding.differences[:NUM_SHOWN]
+    ]
+    return "\n".join([f"suspected: {', '.join(finding.suspects)}", *worst])
+
+
+def print_composition(rows: Sequence[Sequence[str]]) -> None:
+    """What composes with what, as a table."""
+    shown = Table(*rows[0], box=None)
+    for row in rows[1:]:
+        shown.add_row(*row)
+    Console(highlight=False).print(shown)
