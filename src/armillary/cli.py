@@ -74,13 +74,16 @@ def train(
     armillary train --resume runs/weather-20260101-120000 --layout sharded=4
     """
     from armillary.train.failure import telling_once
-    from armillary.train.launch import train as run_training
-    from armillary.train.request import new_request, resumed_request
+    from armillary.train.warm import warm_up
 
     quiet = quiet or as_json
     trackers = tuple(tracker or ["tensorboard"])
     with telling_once():
         chosen = Layout.parse(layout) if layout else None
+        warm_up(chosen.num_ranks if chosen else 1)
+        from armillary.train.launch import train as run_training
+        from armillary.train.request import new_request, resumed_request
+
         words = parse_assignments(assign or [], "--set")
         if resume is not None:
             _refuse_both(recipe)

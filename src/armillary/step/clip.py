@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.tensor import DTensor
 
 from armillary.axes import discover
 
@@ -25,6 +24,8 @@ def clip_gradients(
     """
     if mesh is None:
         return float(nn.utils.clip_grad_norm_(parameters, clip_norm))
+    from torch.distributed.tensor import DTensor
+
     total = torch.zeros((), dtype=torch.float64)
     for parameter in parameters:
         gradient = parameter.grad
@@ -43,11 +44,14 @@ def clip_gradients(
 
 def _count_copies(parameter: nn.Parameter, mesh: "DeviceMesh") -> int:
     """How many ranks of `mesh` hold the same shard of `parameter` as this one."""
+    from torch.distributed.tensor import DTensor
+
     shards = 1
     if isinstance(parameter, DTensor):
         inner = parameter.device_mesh
         for dim, placement in enumerate(parameter.placements):
-            shards *= inner.size(dim) if placement.is_shard() else 1
+            # a shard of a shard is one as well, though torch's is_shard() denies it
+            shards *= 1 if placement.is_replicate() else inner.size(dim)
     axes = discover()
     for dim, name in enumerate(mesh.mesh_dim_names or ()):
         shards *= mesh.size(dim) if axes[name].splits_module else 1

@@ -1,12 +1,12 @@
 """A module, optimiser and loader made parallel: the axes applied in the order of the mesh."""
 
+import sys
 from collections.abc import Iterator
 from typing import Any, cast
 
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_map_only
 from torch.utils.data import DataLoader
@@ -31,10 +31,7 @@ def apply_layout(
 
     Raises: `SpecError` if an axis refuses the model.
     """
-    axes = discover()
-    admit(layout)
-    sees = any(axes[name].sees_calls for name, degree in layout.degrees.items() if degree > 1)
-    graph = read(module, call if sees else None, num_samples)
+    graph = read(module, call if sees_calls(layout) else None, num_samples)
     admit(layout, graph)
     recompute_blocks(module, graph, layout.recompute)
     if layout.compile:
@@ -42,6 +39,13 @@ def apply_layout(
     if world.mesh is not None:
         module = compose(module, world.mesh, layout, graph)
     return module, graph
+
+
+def sees_calls(layout: Layout) -> bool:
+    """Whether an axis of `layout` must see the model called before it can say what it refuses."""
+    admit(layout)
+    axes = discover()
+    return any(axes[name].sees_calls for name, degree in layout.degrees.items() if degree > 1)
 
 
 def parallelize(
@@ -200,7 +204,10 @@ class _Weighted(torch.autograd.Function):
 
 def plain(values: Any) -> Any:
     """`values` with every DTensor among them as the whole tensor that it stands for."""
-    return tree_map_only(DTensor, lambda tensor: tensor.full_tensor(), values)
+    distributed = sys.modules.get("torch.distributed.tensor")
+    if distributed is None:  # then there is none, and a serial run does not pay for the import
+        return values
+    return tree_map_only(distributed.DTensor, lambda tensor: tensor.full_tensor(), values)
 
 
 def to_device(batch: Any, device: torch.device, dtype: torch.dtype | None = None) -> Any:

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 
 from armillary.spec import Layout, ModelGraph
 
@@ -45,10 +44,11 @@ def recompute_blocks(module: nn.Module, graph: ModelGraph, recompute: str) -> No
     Korthikanti et al. 2022, "Reducing Activation Recomputation in Large Transformer Models",
     arXiv 2205.05198, for the selection.
     """
-    from torch.distributed._composable import checkpoint
-
     if recompute == "none":
         return
+    from torch.distributed._composable import checkpoint
+    from torch.utils.checkpoint import create_selective_checkpoint_contexts
+
     options: dict[str, Any] = {}
     if recompute == "selective":
         options["context_fn"] = functools.partial(create_selective_checkpoint_contexts, _keep)
@@ -56,7 +56,9 @@ def recompute_blocks(module: nn.Module, graph: ModelGraph, recompute: str) -> No
         checkpoint(module.get_submodule(block.path), **options)
 
 
-def _keep(context: Any, function: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+def _keep(context: Any, function: Any, *args: Any, **kwargs: Any) -> Any:
+    from torch.utils.checkpoint import CheckpointPolicy
+
     kept = function.overloadpacket.__name__ in KEPT
     return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
 

@@ -11,8 +11,10 @@ from torch.optim import Optimizer
 from armillary.axes import DrivesSteps
 from armillary.axes.batch_ranks import note_samples
 from armillary.axes.compose import computing
+from armillary.axes.door import parts
 from armillary.axes.reduction import synchronize
 from armillary.feeds import mix
+from armillary.models.experts import BalanceBias
 from armillary.spec import SpecError
 from armillary.step.batches import Step, seed_all
 from armillary.step.clip import clip_gradients
@@ -139,6 +141,9 @@ class Stepper:
         if finite:
             scaler.step(self.optimizer)
             scaler.update()
+            for part in parts(self.model):
+                for module in part.modules():
+                    module.after_step() if isinstance(module, BalanceBias) else None
         self.optimizer.zero_grad(set_to_none=True)
         return finite, grad_norm
 

@@ -11,8 +11,6 @@ from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
 
-import torch.distributed as dist
-
 from armillary.spec import SpecError
 
 PEER_LOST = (
@@ -39,6 +37,8 @@ class ToldElsewhere(RuntimeError):
 
 def is_lost_peer(error: BaseException) -> bool:
     """Whether `error` only tells that another rank is gone."""
+    import torch.distributed as dist
+
     if isinstance(error, dist.DistError):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in PEER_LOST)
@@ -100,6 +100,8 @@ def telling_once() -> Iterator[None]:
 
 
 def _is_first_to_tell(text: str) -> bool:
+    import torch.distributed as dist
+
     key = f"armillary/error/{hashlib.sha256(text.encode()).hexdigest()}"
     try:
         store = dist.TCPStore(

@@ -1,7 +1,6 @@
 """Where ranks come from: a launcher's, if one started this process, or ranks of our own."""
 
 import logging
-import multiprocessing
 import os
 import pickle
 import signal
@@ -17,13 +16,19 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from armillary.axes import admit
+from armillary.feeds import Share
+from armillary.models import read
 from armillary.spec import SpecError
+from armillary.step.batches import Feed
+from armillary.step.parallel import sees_calls
 from armillary.step.recipe import load_recipe
 from armillary.train.checkpoint import saved_steps
 from armillary.train.failure import first_error, leave_error
 from armillary.train.loop import INTERRUPTED, Outcome, train_rank
 from armillary.train.request import TrainRequest
 from armillary.train.run_folder import RunFolder
+from armillary.train.warm import loopback, warm_up
 
 if TYPE_CHECKING:
     from torch.distributed.launcher.api import LaunchConfig
@@ -73,10 +78,25 @@ def train(request: TrainRequest) -> Outcome:
         )
     if world_size is not None or num_ranks == 1:
         return train_rank(request)
+    _admit_before_ranks(request)
     if request.run_path is None:
         name = load_recipe(request.recipe_word).name
         request = replace(request, run_path=RunFolder.create(request.runs, name).path)
     return _train_on_own_ranks(request)
+
+
+def _admit_before_ranks(request: TrainRequest) -> None:
+    """Have axes that must see the model called refuse it here, while the ranks' server starts.
+
+    Raises: `SpecError` with the reason of the axis.
+    """
+    if not sees_calls(request.layout):
+        return
+    recipe = request.load_recipe()
+    feed = Feed(recipe.data()["train"], batch_size=1, share=Share(), collate=recipe.find("collate"))
+    batch, num_samples = feed.example()
+    graph = read(recipe.model(), lambda model: recipe.loss(model, batch), num_samples)
+    admit(request.layout, graph)
 
 
 def _train_on_own_ranks(request: TrainRequest) -> Outcome:
@@ -87,10 +107,10 @@ def _train_on_own_ranks(request: TrainRequest) -> Outcome:
 
     assert request.run_path is not None
     _silence_launcher()
-    multiprocessing.set_forkserver_preload(["armillary.train.loop"])
+    warm_up(request.layout.num_ranks)
     with (
         tempfile.TemporaryDirectory(prefix="armillary-") as errors,
-        _loopback(),
+        loopback(),
         _passing_on(Path(errors)) as told,
     ):
         config = _launch_config(request.layout.num_ranks, Path(errors))
@@ -205,18 +225,3 @@ def _interrupted(run_path: Path, number: int) -> Outcome:
         loss=float("nan"),
         message=f"{signal.Signals(number).name}: {message}",
     )
-
-
-@contextmanager
-def _loopback() -> Iterator[None]:
-    """Have gloo use the loopback interface: all ranks are on this host, whatever its name says."""
-    variable = "GLOO_SOCKET_IFNAME"
-    name = "lo" if Path("/sys/class/net/lo").exists() else "lo0"
-    if variable in os.environ:
-        yield
-        return
-    os.environ[variable] = name
-    try:
-        yield
-    finally:
-        del os.environ[variable]

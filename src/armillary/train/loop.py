@@ -27,6 +27,7 @@ from armillary.train.checkpoint import (
     checkpoint_path,
     find_fault,
     newest_whole,
+    prepare_to_save,
     saved_steps,
 )
 from armillary.train.evaluate import Evaluation, Evaluator
@@ -231,6 +232,7 @@ class Trainer:
                 if not result.stepped:
                     return self._stop_not_finite(step, result, saved)
                 self._count(step, result, time.perf_counter() - started_s)
+                prepare_to_save() if self.counters.step == 1 else None
                 self.checkpoints.poll()
                 keeps = result.stop or self._evaluates() or self._saves()
                 if keeps and not self._is_sound():

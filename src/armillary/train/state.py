@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_map_only
 
@@ -47,6 +46,8 @@ class TrainState:
 
     def capture(self) -> dict[str, Any]:
         """The state as a dict that torch's distributed checkpoint writes; tensors not copied."""
+        from torch.distributed.checkpoint.state_dict import get_state_dict
+
         model, optimizer = get_state_dict(self.model, self.optimizer)
         return {"model": model, "optimizer": optimizer, "progress": _packed(self._progress())}
 
@@ -63,6 +64,8 @@ class TrainState:
 
         Raises: `SpecError` if the data is not that of the checkpoint.
         """
+        from torch.distributed.checkpoint.state_dict import set_state_dict
+
         state = self.capture()
         load(path, state, serial=world.mesh is None)
         progress = _unpacked(state["progress"])

@@ -1,0 +1,38 @@
+"""The server that ranks are forked from, begun early: it imports torch while this process does."""
+
+import multiprocessing
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing import forkserver
+from pathlib import Path
+
+PRELOADED = ["torch._dynamo", "armillary.train.loop"]
+"""What every rank needs, imported once; torch's optimisers import torch._dynamo when made."""
+
+
+def warm_up(num_ranks: int) -> None:
+    """Begin the server that own ranks will be forked from, and return at once.
+
+    Nothing is begun where a launcher started this process, or where it will be the only rank.
+    """
+    if num_ranks == 1 or "RANK" in os.environ:
+        return
+    with loopback():
+        multiprocessing.set_forkserver_preload(PRELOADED)
+        forkserver.ensure_running()
+
+
+@contextmanager
+def loopback() -> Iterator[None]:
+    """Have gloo use the loopback interface: all ranks are on this host, whatever its name says."""
+    variable = "GLOO_SOCKET_IFNAME"
+    name = "lo" if Path("/sys/class/net/lo").exists() else "lo0"
+    if variable in os.environ:
+        yield
+        return
+    os.environ[variable] = name
+    try:
+        yield
+    finally:
+        del os.environ[variable]
