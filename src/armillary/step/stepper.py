@@ -21,6 +21,7 @@ from armillary.step.clip import clip_gradients
 from armillary.step.parallel import plain, to_device
 from armillary.step.phases import Phases
 from armillary.step.precision import Precision
+from armillary.step.whole_matrices import whole_matrices
 from armillary.step.world import World
 
 
@@ -139,12 +140,13 @@ class Stepper:
             scaler.is_enabled() or grad_norm is None or math.isfinite(grad_norm)
         )
         if finite:
-            scaler.step(self.optimizer)
+            with whole_matrices(self.optimizer):
+                scaler.step(self.optimizer)
             scaler.update()
             for part in parts(self.model):
                 for module in part.modules():
                     module.after_step() if isinstance(module, BalanceBias) else None
-        self.optimizer.zero_grad(set_to_none=True)
+        self.model.zero_grad(set_to_none=True)  # also what the optimiser does not hold
         return finite, grad_norm
 
 

@@ -66,7 +66,7 @@ class Checker:
         finding = self._check(layout)
         if finding.state in (EQUAL, REFUSED):
             return finding
-        return replace(finding, suspects=tuple(self._suspects(layout)))
+        return replace(finding, suspects=tuple(self._suspects(finding)))
 
     def check_all(
         self, layouts: Iterable[Layout], told: Callable[[Finding], None] = lambda _: None
@@ -102,13 +102,23 @@ class Checker:
         is_equal = all(d.difference <= TOLERANCE for d in differences)
         return Finding(layout=layout, state=EQUAL if is_equal else WRONG, differences=differences)
 
-    def _suspects(self, layout: Layout) -> Iterable[str]:
-        """The axes of `layout` that are wrong alone; all of them if only their product is."""
+    def _suspects(self, finding: Finding) -> Iterable[str]:
+        """The axes of a wrong layout that are wrong alone; if only their product is, those along
+        which ranks disagree, or else all of them.
+
+        `micro_batch_size` is suspected instead where the same axes are right without micro batches.
+        """
+        layout = finding.layout
         names = [name for name, degree in layout.degrees.items() if degree > 1]
+        if layout.micro_batch_size:
+            whole = self._check(replace(layout, micro_batch_size=0))
+            if whole.state == EQUAL:
+                return ["micro_batch_size"]
         if len(names) == 1:
             return names
         alone = [n for n in names if self._check(_along(layout, n)).state in (WRONG, FAILED)]
-        return alone or names
+        along = {name for d in finding.differences for name in d.along}
+        return alone or [name for name in names if name in along] or names
 
 
 def _refused(layout: Layout, refusal: SpecError) -> Finding:

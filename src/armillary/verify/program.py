@@ -51,6 +51,8 @@ class Program:
 class Trace:
     """What one rank saw: losses and gradient norms by step, gradients of the first step, and the
     parameters and buffers at the end; whole tensors, of the parameters that the rank holds.
+
+    `seeds` are those that its random numbers were drawn from, one a micro batch.
     """
 
     losses: list[float] = field(default_factory=list)
@@ -58,14 +60,22 @@ class Trace:
     gradients: Tensors = field(default_factory=dict)
     parameters: Tensors = field(default_factory=dict)
     buffers: Tensors = field(default_factory=dict)
+    seeds: list[int] = field(default_factory=list)
 
 
 class ObservedStepper(Stepper):
-    """A stepper that notes the gradients as they are when the optimiser is about to use them."""
+    """A stepper that notes the gradients as they are when the optimiser is about to use them, and
+    the seed of every micro batch.
+    """
 
     def __init__(self, trace: Trace, **settings: Any) -> None:
         super().__init__(**settings)
-        self.trace = trace
+        self.trace, self.of_recipe = trace, self.loss
+        self.loss = self._noting
+
+    def _noting(self, model: nn.Module, batch: Any) -> Any:
+        self.trace.seeds.append(torch.default_generator.initial_seed())
+        return self.of_recipe(model, batch)
 
     def update(self, loss: float, factor: float) -> tuple[bool, float | None]:
         """As `Stepper.update`, after noting the gradients of the first step."""

@@ -18,6 +18,14 @@ from typing import Any, Self
 JOB_TIMEOUT_S = 120.0
 GRACE_S = 2.0
 CAN_FORK = sys.platform == "linux"
+PRELOADED = [
+    "armillary.verify.program",
+    # what torch would otherwise import on each rank, when it first reduces or shards: 5 s a pool
+    "torch._dynamo",
+    "torch.distributed._composable.replicate_with_fsdp",
+    "torch.distributed.fsdp",
+    "torch.distributed.tensor.experimental",
+]
 LAUNCHER_VARIABLES = (
     "RANK",
     "LOCAL_RANK",
@@ -47,7 +55,7 @@ class Ranks:
         self.job_timeout_s = job_timeout_s
         self._context: Any = multiprocessing.get_context("forkserver" if CAN_FORK else "spawn")
         if CAN_FORK:
-            self._context.set_forkserver_preload(["torch", "armillary.verify.program"])
+            self._context.set_forkserver_preload(PRELOADED)
         self._processes: list[Any] = []
         self._pipes: list[Any] = []
 
@@ -73,7 +81,8 @@ class Ranks:
         waiting = dict(enumerate(self._pipes[:num_ranks]))
         until_s = time.monotonic() + self.job_timeout_s
         while waiting and (left_s := until_s - time.monotonic()) > 0:
-            for pipe in wait(list(waiting.values()), timeout=left_s):
+            ready: list[Any] = wait(list(waiting.values()), timeout=left_s)
+            for pipe in ready:
                 rank = next(rank for rank, known in waiting.items() if known is pipe)
                 del waiting[rank]
                 try:
@@ -149,6 +158,10 @@ def _work(pipe: Connection) -> None:
             os.environ.pop(name, None)
         os.environ |= variables
         try:
-            pipe.send((True, function(*args)))
+            answer = True, function(*args)
         except BaseException:
-            pipe.send((False, traceback.format_exc()))
+            answer = False, traceback.format_exc()
+        try:
+            pipe.send(answer)
+        except BrokenPipeError:  # nobody waits any more: another rank has failed before
+            return

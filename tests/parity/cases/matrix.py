@@ -16,21 +16,19 @@ class Layer(nn.Module):
         return x + self.down(torch.tanh(self.up(x)))
 
 
-
-
 def model():
-    return nn.Sequential(Layer(), Layer(), nn.Linear(6, 1))
+    return nn.Sequential(Layer(), Layer(), nn.Linear(6, 4))
 
 
 def data():
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(29, 6, generator=generator)
-    rows = [{"x": a, "y": a.sin().sum()} for a in x]
+    rows = [{"x": a, "y": a.sin()[:4]} for a in x]
     return {"train": rows, "validation": rows[:6]}
 
 
 def loss(model, batch):
-    return F.mse_loss(model(batch["x"])[:, 0], batch["y"])
+    return F.mse_loss(model(batch["x"]), batch["y"])
 
 
 def optimizer(params):

@@ -12,8 +12,19 @@ from armillary.train.report import words
 from armillary.train.report.reading import LIVE_S, Record, number, read_run, table
 
 SMALLER = ("loss", "mae", "rmse", "mse", "error", "brier", "crps", "nll", "perplexity", "fpr")
-LARGER = ("auc", "tpr", "accuracy", "recall", "precision", "f1", "r2", "skill", "within", "score")
-LARGER += ("correlation",)
+LARGER = (
+    "auc",
+    "tpr",
+    "accuracy",
+    "recall",
+    "precision",
+    "f1",
+    "r2",
+    "skill",
+    "within",
+    "score",
+    "correlation",
+)
 NOT_FINITE = "stopped: not finite"
 STATES = {
     "finished": "finished",
