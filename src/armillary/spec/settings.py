@@ -12,7 +12,7 @@ from armillary.spec.words import parse_value
 class TrainSettings(Document):
     """The settings of a training run; a layout changes none of them.
 
-    A count of 0 switches off `max_steps`, `clip_norm` and `patience`; `evaluate_every_steps` and
+    A count of 0 switches off `max_steps`, `clip_norm`, `average_decay` and `patience`; `evaluate_every_steps` and
     `checkpoint_every_steps` of 0 mean once an epoch. `patience` counts evaluations without
     improvement.
     """
@@ -25,6 +25,7 @@ class TrainSettings(Document):
     seed: int = 0
     shuffle: bool = True
     clip_norm: float = 0.0
+    average_decay: float = 0.0
     patience: int = 0
     evaluate_every_steps: int = 0
     checkpoint_every_steps: int = 0
@@ -45,6 +46,13 @@ class TrainSettings(Document):
             "seed",
         ):
             _at_least(name, getattr(self, name), 0)
+        if not 0 <= self.average_decay < 1:
+            raise SpecError(
+                "settings.average_decay",
+                f"{self.average_decay}",
+                "the average keeps this share of itself each step: at least 0, below 1",
+                "use 0 for none, or a value such as 0.999",
+            )
 
     @classmethod
     def names(cls) -> tuple[str, ...]:

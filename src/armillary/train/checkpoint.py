@@ -222,6 +222,14 @@ def load(path: Path, state: dict[str, Any], *, serial: bool = False) -> None:
     dcp.load(state, storage_reader=FileSystemReader(path), no_dist=serial)
 
 
+def holds(path: Path, key: str) -> bool:
+    """Whether the checkpoint at `path` has entries under the top-level `key`."""
+    from torch.distributed.checkpoint.filesystem import FileSystemReader
+
+    known = FileSystemReader(path).read_metadata().state_dict_metadata
+    return any(name.startswith(f"{key}.") for name in known)
+
+
 def prepare_to_save() -> None:
     """Import, beside training, what the first save needs: 0.2 to 0.4 s that no step waits for."""
 

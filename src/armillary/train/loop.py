@@ -1,5 +1,6 @@
 """The training loop: steps, evaluations and checkpoints of one rank, until it is time to stop."""
 
+import contextlib
 import math
 import time
 from dataclasses import dataclass, replace
@@ -15,12 +16,13 @@ from armillary.feeds import Share
 from armillary.models import Call
 from armillary.spec import SpecError, TrainSettings
 from armillary.step.batches import Feed, Step
-from armillary.step.parallel import apply_layout, to_device
+from armillary.step.parallel import apply_layout, sees_calls, to_device
 from armillary.step.phases import Phases
 from armillary.step.precision import Precision
 from armillary.step.recipe import Recipe
 from armillary.step.stepper import Stepper, StepResult
 from armillary.step.world import World, join
+from armillary.train.average import Average
 from armillary.train.checkpoint import (
     Checkpoints,
     best_step,
@@ -154,8 +156,10 @@ class Trainer:
             )
         return model.to(device=self.world.device, dtype=self.precision.dtype).train()
 
-    def _example(self) -> tuple[Call, int]:
-        """A forward pass of the recipe's loss on the first samples, and how many they are."""
+    def _example(self) -> tuple[Call | None, int]:
+        """A forward pass of the loss on the first samples, and how many, if an axis must see it."""
+        if not sees_calls(self.request.layout):
+            return None, 1
         batch, num_samples = self.feed.example()
         batch = to_device(batch, self.world.device, self.precision.dtype)
         return lambda model: self.recipe.loss(model, batch), num_samples
@@ -170,6 +174,7 @@ class Trainer:
             scaler=self.precision.scaler,
             feed=self.feed,
             counters=Counters(),
+            average=Average(self.model, decay) if (decay := self.settings.average_decay) else None,
         )
 
     def _evaluator(self, split: str) -> Evaluator:
@@ -256,6 +261,8 @@ class Trainer:
 
     def _count(self, step: Step, result: StepResult, step_s: float) -> None:
         """Count a finished step, move the schedule on, and write the journal's line."""
+        if self.state.average:
+            self.state.average.update()
         learning_rate = self.state.optimizer.param_groups[0]["lr"]
         if self.state.scheduler:
             self.state.scheduler.step()
@@ -283,7 +290,9 @@ class Trainer:
 
     def _evaluate(self) -> int:
         """Evaluate on validation, remember the best, and save; the step that was saved."""
-        evaluation = self.evaluator.run(self.model)
+        average = self.state.average
+        with average.in_place() if average else contextlib.nullcontext():
+            evaluation = self.evaluator.run(self.model)
         self.counters.evaluated = self.counters.step
         value = self._monitored(evaluation)
         direction = 1 if self.recipe.monitor.startswith("min:") else -1
@@ -352,7 +361,7 @@ class Trainer:
         folder = self.checkpoints.folder
         best = best_step(folder)
         step = best if best is not None else max(saved_steps(folder))
-        if step != self.counters.step:
+        if step != self.counters.step or self.state.average:
             path = checkpoint_path(folder, step)
             fault = find_fault(path)
             if fault is not None:

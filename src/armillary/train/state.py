@@ -14,7 +14,8 @@ from torch.utils._pytree import tree_map_only
 from armillary.feeds import FeedState
 from armillary.step.batches import Feed
 from armillary.step.world import World
-from armillary.train.checkpoint import load
+from armillary.train.average import Average
+from armillary.train.checkpoint import holds, load
 
 
 @dataclass(slots=True)
@@ -43,13 +44,15 @@ class TrainState:
     scaler: torch.amp.GradScaler
     feed: Feed
     counters: Counters
+    average: Average | None = None
 
     def capture(self) -> dict[str, Any]:
         """The state as a dict that torch's distributed checkpoint writes; tensors not copied."""
         from torch.distributed.checkpoint.state_dict import get_state_dict
 
         model, optimizer = get_state_dict(self.model, self.optimizer)
-        return {"model": model, "optimizer": optimizer, "progress": _packed(self._progress())}
+        state = {"model": model, "optimizer": optimizer, "progress": _packed(self._progress())}
+        return state | ({"average": self.average.values} if self.average else {})
 
     def _progress(self) -> dict[str, Any]:
         return {
@@ -85,12 +88,19 @@ class TrainState:
 
 
 def restore_model(model: nn.Module, path: Path, *, serial: bool) -> None:
-    """Fill the parameters and buffers of `model` from the checkpoint at `path`, in place."""
+    """Fill the parameters and buffers of `model` from the checkpoint at `path`, in place.
+
+    Where the run kept an average of its parameters, that is what the model gets.
+    """
     from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_model_state_dict
 
     state = {"model": get_model_state_dict(model)}
     load(path, state, serial=serial)
     set_model_state_dict(model, state["model"])
+    if holds(path, "average"):
+        average = Average(model, 0.0)
+        load(path, {"average": average.values}, serial=serial)
+        average.swap()
 
 
 def _packed(values: dict[str, Any]) -> bytes:

@@ -98,7 +98,8 @@ class Checker:
         refusals = [answer for answer in traces if isinstance(answer, SpecError)]
         if refusals:
             return _refused(layout, refusals[0])
-        differences = tuple(compare(traces, serial, layout))
+        num_micro_batches = count_micro_batches(as_run, self.program.batch_size)
+        differences = tuple(compare(traces, serial, layout, num_micro_batches))
         is_equal = all(d.difference <= TOLERANCE for d in differences)
         return Finding(layout=layout, state=EQUAL if is_equal else WRONG, differences=differences)
 
@@ -145,11 +146,23 @@ def as_verified(layout: Layout, batch_size: int) -> Layout:
     axes, micro = discover(), layout.micro_batch_size
     cuts = any(axes[n].splits_module for n, d in layout.degrees.items() if d > 1)
     if cuts and not micro:
-        count = 1
-        for name, degree in layout.degrees.items():
-            count *= degree if axes[name].splits_batch else 1
-        micro = max(1, batch_size // count // NUM_MICRO_BATCHES)
+        micro = max(1, batch_size // _count_shares(layout) // NUM_MICRO_BATCHES)
     return replace(layout, precision="float64", micro_batch_size=micro)
+
+
+def count_micro_batches(layout: Layout, batch_size: int) -> int:
+    """How many micro batches a rank makes of its share of a step."""
+    if not layout.micro_batch_size:
+        return 1
+    return -(-batch_size // _count_shares(layout) // layout.micro_batch_size)
+
+
+def _count_shares(layout: Layout) -> int:
+    """Over how many ranks the samples of a step are split."""
+    axes, count = discover(), 1
+    for name, degree in layout.degrees.items():
+        count *= degree if axes[name].splits_batch else 1
+    return count
 
 
 def _answer(job: Callable[[Program, Layout], Trace], program: Program, layout: Layout) -> Any:

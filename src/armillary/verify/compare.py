@@ -42,24 +42,63 @@ class Difference:
     along: tuple[str, ...] = ()
 
 
-def compare(traces: Sequence[Trace], serial: Trace, layout: Layout) -> list[Difference]:
+def compare(
+    traces: Sequence[Trace], serial: Trace, layout: Layout, num_micro_batches: int = 1
+) -> list[Difference]:
     """All tensors of all ranks against the serial program's, the worst first.
 
     A tensor that no rank holds counts as infinitely far off.
     """
-    losses = list(_numbers("loss", [t.losses for t in traces], serial.losses, layout))
-    norms = list(_numbers("norm", [t.norms for t in traces], serial.norms, layout))
-    found = [*losses, *_weighed(losses, norms), *_seeds([t.seeds for t in traces], layout)]
+    lay = Lay(layout, num_micro_batches)
+    losses = list(_numbers("loss", [t.losses for t in traces], serial.losses, lay))
+    norms = list(_numbers("norm", [t.norms for t in traces], serial.norms, lay))
+    found = [*losses, *_weighed(losses, norms), *_seeds([t.seeds for t in traces], lay)]
     for kind, field in (
         ("gradient", "gradients"),
         ("parameter", "parameters"),
         ("buffer", "buffers"),
     ):
         ours, theirs = [getattr(t, field) for t in traces], getattr(serial, field)
-        found += _tensors(kind, ours, theirs, layout)
+        found += _tensors(kind, ours, theirs, lay)
     return sorted(found, key=lambda d: (-_sortable(d.difference), KINDS.index(d.kind)))
 
 
+@dataclass(frozen=True, slots=True)
+class Lay:
+    """The axes of a layout, outermost first, where every rank stands, and what a sum is taken of."""
+
+    layout: Layout
+    num_micro_batches: int = 1
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """The axes of degree above 1, outermost first."""
+        return tuple(axis for axis, degree in self.layout.degrees.items() if degree > 1)
+
+    @property
+    def places(self) -> tuple[tuple[int, ...], ...]:
+        """The place of every rank along each of the axes."""
+        return tuple(np.ndindex(*(self.layout.degree(axis) for axis in self.axes)))
+
+    @property
+    def factors(self) -> dict[float, str]:
+        """Numbers by which something is off that is counted too often or not at all."""
+        degrees = {self.layout.degree(axis) for axis in self.axes} | {self.layout.num_ranks}
+        found = {}
+        for power, words in reversed(POWERS.items()):  # the likelier ones last: they win
+            for degree in sorted(degrees - {1}, reverse=True):
+                said = "a factor of the degree" if abs(power) == 1 else "a power of the degree"
+                found[float(degree) ** power] = (
+                    f"{words.format(degree)} times the right one: {said}"
+                )
+        if (num := self.num_micro_batches) > 1:
+            for factor, word in ((float(num), f"{num}"), (1 / num, f"1/{num}")):
+                said = "a factor of the number of micro batches"
+                found[factor] = f"{word} times the right one: {said}"
+        return found
+
+
+POWERS = {1: "{}", -1: "1/{}", 0.5: "sqrt({})", -0.5: "1/sqrt({})", 2: "{}^2", -2: "1/{}^2"}
 KINDS = ("seed", "gradient", "loss", "norm", "buffer", "parameter")
 
 
@@ -68,11 +107,11 @@ def _sortable(value: float) -> float:
 
 
 def _numbers(
-    kind: str, ours: Sequence[Sequence[float]], theirs: Sequence[float], layout: Layout
+    kind: str, ours: Sequence[Sequence[float]], theirs: Sequence[float], lay: Lay
 ) -> Iterable[Difference]:
     for step, value in enumerate(theirs):
         copies = {rank: np.array([numbers[step]]) for rank, numbers in enumerate(ours)}
-        yield _difference(kind, f"step {step + 1}", copies, np.array([value]), 0.0, layout)
+        yield _difference(kind, f"step {step + 1}", copies, np.array([value]), 0.0, lay)
 
 
 def _weighed(losses: Sequence[Difference], norms: Sequence[Difference]) -> Iterable[Difference]:
@@ -88,16 +127,14 @@ def _weighed(losses: Sequence[Difference], norms: Sequence[Difference]) -> Itera
     return [*norms[:-1], replace(norms[-1], pattern=pattern)]
 
 
-def _tensors(
-    kind: str, ours: Sequence[Tensors], theirs: Tensors, layout: Layout
-) -> Iterable[Difference]:
+def _tensors(kind: str, ours: Sequence[Tensors], theirs: Tensors, lay: Lay) -> Iterable[Difference]:
     least = LEAST_SHARE * max((float(np.abs(t).max(initial=0)) for t in theirs.values()), default=0)
     for name, tensor in theirs.items():
         copies = {rank: held[name] for rank, held in enumerate(ours) if name in held}
         if not copies:
             yield Difference(kind=kind, name=name, difference=np.inf, rank=0, pattern="missing")
             continue
-        yield _difference(kind, name, copies, tensor, least, layout)
+        yield _difference(kind, name, copies, tensor, least, lay)
 
 
 def _difference(
@@ -106,18 +143,20 @@ def _difference(
     copies: Mapping[int, NDArray[Any]],
     right: NDArray[Any],
     least: float,
-    layout: Layout,
+    lay: Lay,
 ) -> Difference:
     off = {rank: _relative(copy, right, least) for rank, copy in copies.items()}
     worst = max(off, key=lambda rank: _sortable(off[rank]))
-    pattern, along = "", ()
+    pattern = ""
+    along: tuple[str, ...] = ()
     if not off[worst] <= TOLERANCE:
-        along = _disagreement(copies, least, layout)
+        if np.isfinite(copies[worst]).all():
+            along = _disagreement(copies, least, lay)
         pattern = (
             f"the ranks' copies differ along {', '.join(along)}: not reduced over all of them, or "
             "other data or seeds"
             if along
-            else _pattern(copies[worst], right, layout)
+            else _pattern(copies[worst], right, lay)
         )
     return Difference(
         kind=kind, name=name, difference=off[worst], rank=worst, pattern=pattern, along=along
@@ -134,37 +173,24 @@ def _relative(ours: NDArray[Any], theirs: NDArray[Any], least: float) -> float:
     return float(np.abs(ours - theirs).max() / scale)
 
 
-def _disagreement(
-    copies: Mapping[int, NDArray[Any]], least: float, layout: Layout
-) -> tuple[str, ...]:
+def _disagreement(copies: Mapping[int, NDArray[Any]], least: float, lay: Lay) -> tuple[str, ...]:
     """The axes along which ranks that should hold the same hold different things."""
-    places = coordinates(layout)
     found = []
-    for i, axis in enumerate(places.axes):
+    for i, axis in enumerate(lay.axes):
         first: dict[tuple[int, ...], NDArray[Any]] = {}
         for rank, copy in copies.items():
-            others = places.of[rank][:i] + places.of[rank][i + 1 :]
+            others = _without(lay.places[rank], i)
             if not _relative(copy, first.setdefault(others, copy), least) <= TOLERANCE:
                 found.append(axis)
                 break
     return tuple(found)
 
 
-@dataclass(frozen=True, slots=True)
-class Coordinates:
-    """The axes of a mesh, outermost first, and the place of every rank along each of them."""
-
-    axes: tuple[str, ...]
-    of: tuple[tuple[int, ...], ...]
+def _without(place: tuple[int, ...], i: int) -> tuple[int, ...]:
+    return place[:i] + place[i + 1 :]
 
 
-def coordinates(layout: Layout) -> Coordinates:
-    """Where every rank of `layout` stands."""
-    degrees = {axis: degree for axis, degree in layout.degrees.items() if degree > 1}
-    return Coordinates(tuple(degrees), tuple(np.ndindex(*degrees.values())))
-
-
-def _seeds(ours: Sequence[Sequence[int]], layout: Layout) -> Iterable[Difference]:
+def _seeds(ours: Sequence[Sequence[int]], lay: Lay) -> Iterable[Difference]:
     """Ranks that hold the same samples draw the same random numbers, all others do not.
 
     What is dropped cannot be compared with a serial run, in which it is other entries; the seeds
@@ -172,13 +198,13 @@ def _seeds(ours: Sequence[Sequence[int]], layout: Layout) -> Iterable[Difference
     """
     if not any(ours):
         return
-    places, axes = coordinates(layout), discover()
-    for i, axis in enumerate(places.axes):
+    axes = discover()
+    for i, axis in enumerate(lay.axes):
         splits = axes[axis].splits_batch
         seen: dict[tuple[int, ...], list[Sequence[int]]] = {}
         wrong = False
         for rank, seeds in enumerate(ours):
-            line = seen.setdefault(places.of[rank][:i] + places.of[rank][i + 1 :], [])
+            line = seen.setdefault(_without(lay.places[rank], i), [])
             wrong |= any((seeds == others) == splits for others in line if seeds and others)
             line.append(seeds)
         yield Difference(
@@ -197,7 +223,7 @@ def _seeds(ours: Sequence[Sequence[int]], layout: Layout) -> Iterable[Difference
         )
 
 
-def _pattern(ours: NDArray[Any], theirs: NDArray[Any], layout: Layout) -> str:
+def _pattern(ours: NDArray[Any], theirs: NDArray[Any], lay: Lay) -> str:
     """What the error of a tensor that all ranks agree on looks like."""
     if ours.shape != theirs.shape:
         return f"shape {ours.shape} for {theirs.shape}"
@@ -208,26 +234,31 @@ def _pattern(ours: NDArray[Any], theirs: NDArray[Any], layout: Layout) -> str:
     size = float(np.abs(theirs).max()) or 1.0
     factor = float((ours * theirs).sum() / max(float((theirs * theirs).sum()), 1e-300))
     if np.abs(ours - factor * theirs).max() <= PATTERN_TOLERANCE * size * max(abs(factor), 1):
-        return _name_factor(factor, layout)
+        return _name_factor(factor, lay.factors)
     if np.abs(np.sort(ours, axis=None) - np.sort(theirs, axis=None)).max() <= (
         PATTERN_TOLERANCE * size
     ):
         return "the right entries in another order: a permuted shard"
-    wrong = np.abs(ours - theirs) > PATTERN_TOLERANCE * size
+    return _name_part(np.abs(ours - theirs) > PATTERN_TOLERANCE * size)
+
+
+def _name_part(wrong: NDArray[Any]) -> str:
+    """Which entries are wrong: those of one rank's part, others, or all of them."""
+    for dim, length in enumerate(wrong.shape):
+        lines = np.flatnonzero(wrong.any(axis=tuple(d for d in range(wrong.ndim) if d != dim)))
+        first, last = int(lines[0]), int(lines[-1])
+        if len(lines) < length and last - first + 1 == len(lines):
+            return (
+                f"only entries {first} to {last} of {length} along dim {dim}: the part of one rank"
+            )
     share = float(wrong.mean())
     if share < 0.9:
-        return f"{share:.0%} of the entries are wrong: one shard of it"
-    return "no multiple of the right one: a partial sum is missing or counted twice"
+        return f"{share:.0%} of the entries are wrong"
+    return "no multiple of the right one: a partial sum missing or counted twice, or other samples"
 
 
-def _name_factor(factor: float, layout: Layout) -> str:
-    """Which power of a degree the factor is, if any; a norm is off by roots of what is counted."""
-    degrees = {degree for degree in layout.degrees.values() if degree > 1} | {layout.num_ranks}
-    for degree in sorted(degrees):
-        for power, words in POWERS.items():
-            if abs(factor / float(degree) ** power - 1) <= 1e-5:
-                return f"{words.format(degree)} times the right one: a factor of the degree"
+def _name_factor(factor: float, known: Mapping[float, str]) -> str:
+    for value, words in known.items():
+        if abs(factor / value - 1) <= 1e-5:
+            return words
     return f"{factor:.6g} times the right one"
-
-
-POWERS = {1: "{}", -1: "1/{}", 2: "{}^2", -2: "1/{}^2", 0.5: "sqrt({})", -0.5: "1/sqrt({})"}

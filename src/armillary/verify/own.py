@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pickle import PicklingError
 from typing import Any
 
 import numpy as np
@@ -70,7 +71,7 @@ def verify(
         try:
             expected = pool.run(1, _trace, serial)[0]
             found = pool.run(ranks, _trace, parallel)
-        except (AttributeError, TypeError) as error:
+        except (AttributeError, TypeError, PicklingError) as error:
             raise SpecError(
                 "verify",
                 f"a function cannot be sent to another process: {error}",

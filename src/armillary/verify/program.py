@@ -18,12 +18,12 @@ from torch.overrides import TorchFunctionMode
 
 from armillary.feeds import Share
 from armillary.spec import Layout
-from armillary.step.batches import Batches, Feed
-from armillary.step.parallel import apply_layout, to_device
+from armillary.step.batches import Batches, Feed, Step
+from armillary.step.parallel import apply_layout, sees_calls, to_device
 from armillary.step.phases import Phases
 from armillary.step.precision import Precision
 from armillary.step.recipe import Recipe, load_recipe
-from armillary.step.stepper import Stepper
+from armillary.step.stepper import Stepper, StepResult
 from armillary.step.world import World, join
 from armillary.verify.shrink import build
 
@@ -70,11 +70,18 @@ class ObservedStepper(Stepper):
 
     def __init__(self, trace: Trace, **settings: Any) -> None:
         super().__init__(**settings)
-        self.trace, self.of_recipe = trace, self.loss
+        self.trace, self.of_recipe, self.num_to_note = trace, self.loss, 0
         self.loss = self._noting
 
+    def run(self, step: Step, index: int, stop: bool) -> StepResult:
+        """As `Stepper.run`; a model that drives its steps calls the loss more often than this."""
+        self.num_to_note = step.num_micro_batches
+        return super().run(step, index, stop)
+
     def _noting(self, model: nn.Module, batch: Any) -> Any:
-        self.trace.seeds.append(torch.default_generator.initial_seed())
+        if self.num_to_note:
+            self.num_to_note -= 1
+            self.trace.seeds.append(torch.default_generator.initial_seed())
         return self.of_recipe(model, batch)
 
     def update(self, loss: float, factor: float) -> tuple[bool, float | None]:
@@ -99,7 +106,8 @@ def run(program: Program, layout: Layout) -> Trace:
         precision = Precision(layout, world.device)
         torch.manual_seed(program.seed)
         model = build(recipe, program.smaller).to(precision.dtype).train()
-        model, _ = apply_layout(model, world, layout, *example(recipe, program, precision))
+        seen = example(recipe, program, precision) if sees_calls(layout) else (None, 1)
+        model, _ = apply_layout(model, world, layout, *seen)
         trace = Trace()
         stepper = ObservedStepper(
             trace,
