@@ -100,6 +100,7 @@ from armillary.axes.door import Shares
 class Toy:
     name, borrows, splits_batch = "toy", (), False
     order, options, splits_module, sees_calls = 6, {}, False, False
+    shares_parameters = False
     def admits(self, graph, layouts): return []
     def divides(self, graph, layouts):
         whole = np.ones(layouts.num_layouts)

@@ -113,7 +113,7 @@ def test_an_unknown_split_is_refused(table: Path) -> None:
         fusion.model(str(table), kinds="gru+woods")
 
 
-@pytest.mark.parametrize("kinds", ["gru+rows+forest", "lstm", "tcn+transformer"])
+@pytest.mark.parametrize("kinds", ["gru+rows+forest", "gru+forest", "lstm", "tcn+transformer"])
 def test_it_learns_from_made_shots(table: Path, kinds: str) -> None:
     torch.manual_seed(0)
     parts = splits_of(table, split="random")

@@ -6,8 +6,10 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 from armillary.axes import discover
+from armillary.axes.batch_norm import norm_over_ranks
 from armillary.axes.door import parts
 from armillary.axes.reduction import reduce_gradients
+from armillary.axes.routed import count_over_ranks
 from armillary.axes.spmd import distribute
 from armillary.spec import Layout, ModelGraph
 
@@ -33,6 +35,8 @@ def compose(
         module = axes[name].apply(module, mesh, layout, graph)
     for part in parts(module):
         distribute(part, mesh)
+        count_over_ranks(part, mesh)
+        norm_over_ranks(part, mesh, layout)
         reduce_gradients(part, mesh, layout, graph)
     _link_again(module)
     return module

@@ -1,10 +1,11 @@
 """The data axis: every rank holds the whole model and its own samples; gradients are averaged."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from armillary.axes.counted import counted
 from armillary.axes.door import Refusal, Shares, Transfer, refuse_batch_norm
 from armillary.spec import Layout, ModelGraph
 from armillary.spec.layouts import Layouts
@@ -27,6 +28,7 @@ class Data:
     options: Mapping[str, tuple[str, ...]] = {}
     splits_batch = True
     splits_module = False
+    shares_parameters = False
     sees_calls = False
 
     def admits(self, graph: ModelGraph, layouts: Layouts) -> Sequence[Refusal]:
@@ -42,11 +44,18 @@ class Data:
         )
 
     def traffic(self, graph: ModelGraph, layouts: Layouts) -> Sequence[Transfer]:
-        """Whole gradients in one stream of buckets; shards of them unit by unit (HSDP)."""
-        shards = layouts.degree("sharded")
+        """Whole gradients in one stream of buckets; shards of them unit by unit (HSDP).
+
+        Beside the expert axis only the experts' gradients are averaged over these ranks alone.
+        """
+        shards, experts = layouts.degree("sharded"), layouts.degree("expert")
         has_replicas = layouts.degree(self.name) > 1
-        streams = [("", graph.parameter_bytes, has_replicas & (shards == 1))] + [
-            (path, size, has_replicas & (shards > 1)) for path, size in graph.unit_bytes.items()
+        alone = has_replicas & (experts == 1)
+        streams: list[Any] = [("", graph.parameter_bytes, alone & (shards == 1))]
+        streams += [(path, size, alone & (shards > 1)) for path, size in graph.unit_bytes.items()]
+        streams += [
+            (routed.path, routed.parameter_bytes / experts, has_replicas & (experts > 1))
+            for routed in graph.routed
         ]
         return [
             Transfer(
@@ -58,7 +67,7 @@ class Data:
                 path=path,
             )
             for path, size, is_sent in streams
-        ]
+        ] + counted(self.name, graph, layouts)
 
     def apply(
         self, module: "nn.Module", mesh: "DeviceMesh", layout: Layout, graph: ModelGraph

@@ -60,6 +60,7 @@ class Axis(Protocol):
     `options` are the words that a layout may give after the axis' name and a dot, each with its
     choices, the first of them the default. `splits_batch`: its ranks take other samples.
     `splits_module`: its ranks hold other modules, and it is applied before the others.
+    `shares_parameters`: a rank along it holds a part of the parameters.
     `sees_calls`: it needs a graph that was read from a call (`models.read` with `call`).
     """
 
@@ -69,6 +70,7 @@ class Axis(Protocol):
     options: Mapping[str, tuple[str, ...]]
     splits_batch: bool
     splits_module: bool
+    shares_parameters: bool
     sees_calls: bool
 
     def admits(self, graph: ModelGraph, layouts: Layouts) -> Sequence[Refusal]:
@@ -129,17 +131,21 @@ def refuse(
 
 
 def refuse_batch_norm(axis: str, graph: ModelGraph, layouts: Layouts) -> list[Refusal]:
-    """Refuse degrees above 1 for a model whose batch norm would see only one rank's samples.
+    """Refuse batch norm where the samples that it norms together depend on the layout.
 
-    Source: the worst weight gradient of a batch-normed model under DistributedDataParallel is
-    88 % off the serial one (torch 2.13, gloo); SyncBatchNorm runs on GPUs only.
+    Over the samples of one micro batch it is right on any ranks (`axes/batch_norm.py`); which
+    samples make a micro batch depends on the number of ranks.
     """
-    refused = (layouts.degree(axis) > 1) & graph.has_batch_norm
-    reason = SpecError(
-        f"layout.{axis}",
-        f"degree {int(layouts.degree(axis).max())} for a model with batch norm",
-        "batch norm takes its mean over all samples of a step, a rank sees only its own "
-        "(axes/door.py)",
-        f"use {axis}=1, or group norm or layer norm in the model",
-    )
-    return [Refusal(refused=refused, reason=reason)]
+    cuts_step = (layouts.num_micro_batches > 1) | (layouts.degree("pipeline") > 1)
+    return [
+        refuse(
+            axis,
+            layouts,
+            cuts_step & graph.has_batch_norm,
+            "degree {degree} and several micro batches for a model with batch norm",
+            "batch norm takes its mean over a micro batch, and which samples share one depends "
+            "on the number of ranks (axes/batch_norm.py)",
+            f"use one micro batch and pipeline=1, or {axis}=1, or group norm or layer norm in the "
+            "model",
+        )
+    ]

@@ -1,10 +1,11 @@
 """The sharded axis: parameters, gradients and optimiser state cut over ranks (ZeRO-3, FSDP2)."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from armillary.axes.counted import counted
 from armillary.axes.door import Refusal, Shares, Transfer, refuse_batch_norm
 from armillary.spec import Layout, ModelGraph
 from armillary.spec.layouts import Layouts
@@ -31,6 +32,7 @@ class Sharded:
     options: Mapping[str, tuple[str, ...]] = {"zero": ("3", "2", "1")}
     splits_batch = True
     splits_module = False
+    shares_parameters = True
     sees_calls = False
 
     def admits(self, graph: ModelGraph, layouts: Layouts) -> Sequence[Refusal]:
@@ -41,16 +43,17 @@ class Sharded:
         return Shares(parameters=share, gradients=share, optimizer_state=share, samples=share)
 
     def traffic(self, graph: ModelGraph, layouts: Layouts) -> Sequence[Transfer]:
-        return [
-            transfer
-            for path, size in graph.unit_bytes.items()
-            for transfer in self._of_unit(path, size, layouts)
-        ]
+        experts = layouts.degree("expert")
+        units: list[Any] = [(path, size, experts == 1) for path, size in graph.unit_bytes.items()]
+        units += [(path, size, experts > 1) for path, size in graph.dense_unit_bytes.items()]
+        units += [(r.path, r.parameter_bytes / experts, experts > 1) for r in graph.routed]
+        sent = [t for path, size, rows in units for t in self._of_unit(path, size, rows, layouts)]
+        return sent + counted(self.name, graph, layouts)
 
-    def _of_unit(self, path: str, size: int, layouts: Layouts) -> list[Transfer]:
+    def _of_unit(self, path: str, size: Any, is_unit: Any, layouts: Layouts) -> list[Transfer]:
         """A block is gathered twice, forward and backward; the root stays gathered in between."""
-        is_sent = (layouts.degree(self.name) > 1).astype(np.float64)
-        whole = np.full(layouts.num_layouts, float(size))
+        is_sent = ((layouts.degree(self.name) > 1) & is_unit).astype(np.float64)
+        whole = size * np.ones(layouts.num_layouts)
         gathers = [("all_gather_into_tensor", "forward", is_sent)]
         if path:
             gathers.append(("all_gather_into_tensor", "backward", is_sent))

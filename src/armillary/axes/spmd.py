@@ -24,12 +24,14 @@ class Spmd:
     """What the axes that cut tensors asked for of one part of a model.
 
     `flows` says by axis how the activations between blocks lie; `cut_dims` by axis along which
-    dim the inputs are cut; `parameters` by axis and path how a parameter lies, whole where unsaid.
+    dim the inputs are cut that are as long there as the one counted in `cut_arguments`;
+    `parameters` by axis and path how a parameter lies, whole where unsaid.
     `is_first` and `is_last` are false where the part takes or hands on activations of a pipeline.
     """
 
     flows: "dict[str, Placement]" = field(default_factory=dict)
     cut_dims: dict[str, int] = field(default_factory=dict)
+    cut_arguments: dict[str, int] = field(default_factory=dict)
     parameters: "dict[str, dict[str, Placement]]" = field(default_factory=dict)
     is_first: bool = True
     is_last: bool = True
@@ -41,14 +43,23 @@ def spmd_of(part: "nn.Module") -> Spmd:
     return found
 
 
-def flow(part: "nn.Module", axis: str, placement: "Placement", cut_dim: int | None = None) -> None:
+def flow(
+    part: "nn.Module",
+    axis: str,
+    placement: "Placement",
+    cut_dim: int | None = None,
+    cut_argument: int = 0,
+) -> None:
     """Have the activations between blocks lie as `placement` along `axis`.
 
-    The inputs of the model are cut along `cut_dim` of theirs, or whole on every rank.
+    Of the tensors that the model takes, counted from 0, number `cut_argument` is cut along its dim
+    `cut_dim`, and so are those that are as long there; others are whole on every rank, and all are
+    where `cut_dim` is None.
     """
     spmd_of(part).flows[axis] = placement
     if cut_dim is not None:
         spmd_of(part).cut_dims[axis] = cut_dim
+        spmd_of(part).cut_arguments[axis] = cut_argument
 
 
 def place(part: "nn.Module", axis: str, path: str, placement: "Placement") -> None:
@@ -92,7 +103,8 @@ def _distribute_parameters(part: "nn.Module", submesh: "DeviceMesh", asked: Spmd
             local = distribute_tensor(parameter.data, submesh, placements, src_data_rank=None)
             made[parameter] = torch.nn.Parameter(local, requires_grad=parameter.requires_grad)
         owner, _, name = path.rpartition(".")
-        part.get_submodule(owner).register_parameter(name, made[parameter])
+        # not register_parameter, which a recurrent module does not hear of
+        setattr(part.get_submodule(owner), name, made[parameter])
 
 
 class Edge:
@@ -119,10 +131,40 @@ class Edge:
             hidden, *rest = args
             args = (self._received(hidden), *rest)
             return args, tree_map_only(torch.Tensor, self._whole, kwargs)
-        return (
-            tree_map_only(torch.Tensor, self._cut, args),
-            tree_map_only(torch.Tensor, self._cut, kwargs),
-        )
+        lengths = self._lengths(args, kwargs)
+
+        def cut(tensor: Any) -> Any:
+            return self._placed(tensor, self._cuts(tensor, lengths))
+
+        return tree_map_only(torch.Tensor, cut, args), tree_map_only(torch.Tensor, cut, kwargs)
+
+    def _lengths(self, args: Any, kwargs: Any) -> list[int]:
+        """How long the inputs are that are cut, by dim of the mesh; -1 where none is."""
+        import torch
+        from torch.utils._pytree import tree_leaves
+
+        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+        lengths = []
+        for name, cut in zip(self.submesh.mesh_dim_names or (), self.inputs, strict=True):
+            number = self.asked.cut_arguments.get(name, 0)
+            is_there = number < len(tensors) and cut.is_shard()
+            dim = getattr(cut, "dim", 0)
+            is_long = is_there and tensors[number].ndim > dim
+            lengths.append(tensors[number].shape[dim] if is_long else -1)
+        return lengths
+
+    def _cuts(self, tensor: "Tensor", lengths: list[int]) -> list[Any]:
+        """How an input is laid; a mask of all positions by all is not cut."""
+        from torch.distributed.tensor import Replicate
+
+        def is_cut(cut: Any, length: int) -> bool:
+            fits = cut.is_shard() and tensor.ndim > cut.dim and tensor.shape[cut.dim] == length
+            return fits and tuple(tensor.shape) != (length, length)
+
+        return [
+            cut if is_cut(cut, length) else Replicate()
+            for cut, length in zip(self.inputs, lengths, strict=True)
+        ]
 
     def leave(self, part: "nn.Module", args: Any, output: Any) -> Any:
         """A forward hook: the local part of the activations, as the next part will take them."""
@@ -146,16 +188,12 @@ class Edge:
     def _whole(self, tensor: Any) -> Any:
         return self._placed(tensor, [])
 
-    def _cut(self, tensor: Any) -> Any:
-        return self._placed(tensor, self.inputs)
-
     def _placed(self, tensor: Any, wanted: Any) -> Any:
-        """A plain tensor that every rank holds whole, as a DTensor; too few dims are not cut."""
+        """A plain tensor that every rank holds whole, as a DTensor that lies as wanted."""
         from torch.distributed.tensor import DTensor, Replicate
 
         if isinstance(tensor, DTensor):
             return tensor
         whole = [Replicate()] * self.submesh.ndim
         found = DTensor.from_local(tensor, self.submesh, whole, run_check=False)
-        cuts = [p if p.is_shard() and p.dim < tensor.ndim else Replicate() for p in wanted]
-        return found.redistribute(self.submesh, cuts) if any(p.is_shard() for p in cuts) else found
+        return found.redistribute(self.submesh, wanted) if wanted else found

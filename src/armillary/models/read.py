@@ -7,6 +7,10 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
+from armillary.models.chain import find_chain
+from armillary.models.positions import find_positions
+from armillary.models.routed import find_routed
+from armillary.models.splits import find_splits
 from armillary.models.trace import Call, Seen, watch
 from armillary.spec import Block, ModelGraph
 
@@ -20,13 +24,32 @@ def read(module: nn.Module, call: Call | None = None, num_samples: int = 1) -> M
     """
     seen = watch(module, call, num_samples) if call else Seen()
     num_parameters, parameter_bytes = _weigh(module.parameters())
+    blocks = tuple(_blocks(module, _count_uses(module), seen))
+    found = find_chain(module, [block.path for block in blocks], call, num_samples)
+    splits, unsplit = find_splits(module, call, num_samples, [block.path for block in blocks])
     return ModelGraph(
         name=type(module).__name__,
         num_parameters=num_parameters,
         parameter_bytes=parameter_bytes,
-        blocks=tuple(_blocks(module, _count_uses(module), seen)),
+        num_tensors=len(set(module.parameters())),
+        blocks=blocks,
+        chain=found.chain,
+        uncut=found.uncut,
+        crossings=found.crossings,
+        crossing_bytes=found.crossing_bytes,
+        chain_flops=found.chain_flops,
+        glue=found.glue,
         has_batch_norm=any(isinstance(part, _BatchNorm) for part in module.modules()),
+        batch_norms={
+            path: part.num_features
+            for path, part in module.named_modules()
+            if isinstance(part, _BatchNorm)
+        },
         attentions=tuple(seen.attentions),
+        splits=splits,
+        unsplit=unsplit,
+        routed=find_routed(module, seen),
+        positions=find_positions(module, seen),
         recurrent=_paths(module, nn.RNNBase),
         convolutions=_paths(module, _ConvNd),
         tied=_tied(module),

@@ -19,15 +19,19 @@ class Seen:
     """What was seen of a call: bytes of a module's first output by path, attentions, samples.
 
     `inputs` are the shapes of a module's first input and `outputs` those of its first output, by
-    path; of a module called twice, those of the last call; `calls` counts the calls.
+    path, `arguments` those of all tensors it took; of a module called twice, those of the last
+    call; `calls` counts the calls. `fed` are the paths whose first input is one of the model's own.
     """
 
     num_samples: int = 1
     output_bytes: dict[str, int] = field(default_factory=dict)
     inputs: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    arguments: dict[str, tuple[tuple[int, ...], ...]] = field(default_factory=dict)
     outputs: dict[str, tuple[int, ...]] = field(default_factory=dict)
     calls: dict[str, int] = field(default_factory=dict)
     attentions: list[Attention] = field(default_factory=list)
+    taken: list[torch.Tensor] = field(default_factory=list)
+    fed: set[str] = field(default_factory=set)
 
 
 def watch(module: nn.Module, call: Call, num_samples: int) -> Seen:
@@ -35,7 +39,7 @@ def watch(module: nn.Module, call: Call, num_samples: int) -> Seen:
     seen, stack = Seen(num_samples=num_samples), list[str]()
     handles = []
     for path, part in module.named_modules():
-        handles.append(part.register_forward_pre_hook(_Enter(path, stack, seen)))
+        handles.append(part.register_forward_pre_hook(_Enter(path, stack, seen), with_kwargs=True))
         handles.append(part.register_forward_hook(_Leave(path, stack, seen)))
     was_training = module.training
     try:
@@ -54,11 +58,17 @@ class _Enter:
     stack: list[str]
     seen: Seen
 
-    def __call__(self, module: nn.Module, args: Any) -> None:
+    def __call__(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         self.stack.append(self.path)
+        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+        self.seen.arguments[self.path] = tuple(tuple(tensor.shape) for tensor in tensors)
         self.seen.calls[self.path] = self.seen.calls.get(self.path, 0) + 1
+        if not self.path:
+            self.seen.taken = tensors
         if (tensor := _first(args)) is not None:
             self.seen.inputs[self.path] = tuple(tensor.shape)
+            if any(tensor is taken for taken in self.seen.taken):
+                self.seen.fed.add(self.path)
 
 
 @dataclass(slots=True)
@@ -90,9 +100,25 @@ class _Attentions(TorchFunctionMode):
         self, function: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        if function is torch.nn.functional.scaled_dot_product_attention:
+        functional: Any = torch.nn.functional
+        attend = functional.scaled_dot_product_attention
+        if function is attend:
             self._note(*args, **kwargs)
-        return function(*args, **kwargs)
+        if function is not functional.multi_head_attention_forward:
+            return function(*args, **kwargs)
+        # no mode sees what torch's own multi-head attention calls, by its name there
+        functional.scaled_dot_product_attention = self._noted(attend)
+        try:
+            return function(*args, **kwargs)
+        finally:
+            functional.scaled_dot_product_attention = attend
+
+    def _noted(self, attend: Any) -> Any:
+        def noted(*args: Any, **kwargs: Any) -> Any:
+            self._note(*args, **kwargs)
+            return attend(*args, **kwargs)
+
+        return noted
 
     def _note(
         self,
@@ -111,6 +137,7 @@ class _Attentions(TorchFunctionMode):
                 num_heads=query.shape[-3],
                 num_key_heads=key.shape[-3],
                 length=query.shape[-2],
+                key_length=key.shape[-2],
                 is_causal=is_causal,
                 query_bytes=query.numel() * query.element_size() // samples,
                 key_bytes=key.numel() * key.element_size() // samples,

@@ -52,5 +52,5 @@ class Layouts:
         """The option `name`, such as `pipeline.schedule`, in every row; `default` where unsaid."""
         found = self.options.get(name)
         if found is None:
-            return np.full(self.num_layouts, default, dtype=np.str_)
+            return np.full(self.num_layouts, default)  # np.str_ as a dtype would cut it to a letter
         return np.where(found == "", default, found)

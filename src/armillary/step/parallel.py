@@ -27,11 +27,11 @@ def apply_layout(
 ) -> tuple[nn.Module, ModelGraph]:
     """`module` made parallel as `layout` says, in place where torch allows, and its graph.
 
-    `call` runs the model forward on `num_samples` samples, for the axes that need to see it.
+    `call` runs the model forward on `num_samples` samples, for axes that must see it.
 
     Raises: `SpecError` if an axis refuses the model.
     """
-    graph = read(module, call if sees_calls(layout) else None, num_samples)
+    graph = read(module, call, num_samples)
     admit(layout, graph)
     recompute_blocks(module, graph, layout.recompute)
     if layout.compile:

@@ -12,6 +12,7 @@ from armillary.axes import DrivesSteps
 from armillary.axes.batch_ranks import note_samples
 from armillary.axes.compose import computing
 from armillary.axes.door import parts
+from armillary.axes.partial import add_up_gradients
 from armillary.axes.reduction import synchronize
 from armillary.feeds import mix
 from armillary.models.experts import BalanceBias
@@ -69,6 +70,7 @@ class Stepper:
             total, count, stops = self.world.sum(sums).tolist()
         loss = total / count if count else math.nan
         with self.phases("optimizer"):
+            add_up_gradients(self.model.parameters())
             finite, grad_norm = self.update(loss, step.num_samples / (count or 1.0))
         return StepResult(loss=loss, grad_norm=grad_norm, stop=stops > 0, stepped=finite)
 
@@ -93,9 +95,13 @@ class Stepper:
 
         def loss_of(i: int) -> Any:
             batch, num_samples = batches[i]
-            return lambda model: self._weighted(model, batch, num_samples, step.num_samples, sums)
 
-        seed_all(mix(self.seed, index, self.world.batch_index, 0), self.world.device)
+            def loss(model: nn.Module) -> torch.Tensor:
+                seed_all(mix(self.seed, index, self.world.batch_index, i), self.world.device)
+                return self._weighted(model, batch, num_samples, step.num_samples, sums)
+
+            return loss
+
         with self.phases("forward"):  # and backward, which come in turn
             return self.model.forward_backward(
                 [loss_of(i) for i in range(len(batches))], lambda: sums

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -16,7 +15,8 @@ from armillary.feeds import Share
 from armillary.models import Call
 from armillary.spec import SpecError, TrainSettings
 from armillary.step.batches import Feed, Step
-from armillary.step.parallel import apply_layout, sees_calls, to_device
+from armillary.step.build import build_on_ranks
+from armillary.step.parallel import to_device
 from armillary.step.phases import Phases
 from armillary.step.precision import Precision
 from armillary.step.recipe import Recipe
@@ -121,8 +121,13 @@ class Trainer:
             num_workers=self.settings.num_workers,
             pin_memory=world.device.type != "cpu",
         )
-        self.model, self.graph = apply_layout(
-            self._build_model(), world, request.layout, *self._example()
+        self.model, self.graph = build_on_ranks(
+            self._build_model,
+            self._example,
+            world,
+            request.layout,
+            dtype=self.precision.dtype,
+            seed=self.settings.seed,
         )
         self.num_steps = self._count_steps()
         self.state = self._build_state()
@@ -143,9 +148,6 @@ class Trainer:
         )
 
     def _build_model(self) -> nn.Module:
-        """The recipe's model with the values that the seed gives, equal on every rank."""
-        torch.manual_seed(self.settings.seed)
-        np.random.seed(self.settings.seed & 0xFFFF_FFFF)
         model = self.recipe.model()
         if not isinstance(model, nn.Module):
             raise SpecError(
@@ -154,14 +156,12 @@ class Trainer:
                 "model() returns a torch.nn.Module",
                 "return the module",
             )
-        return model.to(device=self.world.device, dtype=self.precision.dtype).train()
+        return model
 
-    def _example(self) -> tuple[Call | None, int]:
-        """A forward pass of the loss on the first samples, and how many, if an axis must see it."""
-        if not sees_calls(self.request.layout):
-            return None, 1
+    def _example(self, device: torch.device) -> tuple[Call, int]:
+        """A forward pass of the loss on the first samples, and how many they are."""
         batch, num_samples = self.feed.example()
-        batch = to_device(batch, self.world.device, self.precision.dtype)
+        batch = to_device(batch, device, self.precision.dtype)
         return lambda model: self.recipe.loss(model, batch), num_samples
 
     def _build_state(self) -> TrainState:

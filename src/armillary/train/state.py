@@ -70,7 +70,10 @@ class TrainState:
         from torch.distributed.checkpoint.state_dict import set_state_dict
 
         state = self.capture()
+        own_names = [[*group["params"]] for group in state["optimizer"]["param_groups"]]
         load(path, state, serial=world.mesh is None)
+        for group, names in zip(state["optimizer"]["param_groups"], own_names, strict=True):
+            group["params"] = names  # those saved are of one rank, whose stage may be another
         progress = _unpacked(state["progress"])
         self.feed.restore(FeedState(**progress["feed"]))
         set_state_dict(

@@ -65,7 +65,7 @@ def compare(
 
 @dataclass(frozen=True, slots=True)
 class Lay:
-    """The axes of a layout, outermost first, where every rank stands, and what a sum is taken of."""
+    """How a run lies on its ranks: where each stands, and what there is several of."""
 
     layout: Layout
     num_micro_batches: int = 1
@@ -82,23 +82,25 @@ class Lay:
 
     @property
     def factors(self) -> dict[float, str]:
-        """Numbers by which something is off that is counted too often or not at all."""
+        """What something is multiplied by that is counted too often or divided too often."""
         degrees = {self.layout.degree(axis) for axis in self.axes} | {self.layout.num_ranks}
-        found = {}
-        for power, words in reversed(POWERS.items()):  # the likelier ones last: they win
-            for degree in sorted(degrees - {1}, reverse=True):
-                said = "a factor of the degree" if abs(power) == 1 else "a power of the degree"
-                found[float(degree) ** power] = (
-                    f"{words.format(degree)} times the right one: {said}"
-                )
+        known = [
+            (float(degree) ** power, words.format(degree), f"a {what} of the degree")
+            for what, powers in (("factor", FACTORS), ("power", POWERS))
+            for power, words in powers.items()
+            for degree in sorted(degrees - {1})
+        ]
         if (num := self.num_micro_batches) > 1:
-            for factor, word in ((float(num), f"{num}"), (1 / num, f"1/{num}")):
-                said = "a factor of the number of micro batches"
-                found[factor] = f"{word} times the right one: {said}"
-        return found
+            said = "a factor of the number of micro batches"
+            at = len(FACTORS) * len(degrees - {1})
+            known[at:at] = [(float(num), f"{num}", said), (1 / num, f"1/{num}", said)]
+        return {
+            value: f"{word} times the right one: {said}" for value, word, said in reversed(known)
+        }
 
 
-POWERS = {1: "{}", -1: "1/{}", 0.5: "sqrt({})", -0.5: "1/sqrt({})", 2: "{}^2", -2: "1/{}^2"}
+FACTORS = {1: "{}", -1: "1/{}"}
+POWERS = {0.5: "sqrt({})", -0.5: "1/sqrt({})", 2: "{}^2", -2: "1/{}^2"}
 KINDS = ("seed", "gradient", "loss", "norm", "buffer", "parameter")
 
 

@@ -46,7 +46,7 @@ def prepare(
     )
     with without_dropout():
         precision = Precision(Layout(precision="float64"), torch.device("cpu"))
-        call, count = example(recipe, program, precision)
+        call, count = example(recipe, program, precision, precision.device)
         smaller = shrink(recipe, lambda model: call(model.double()))
         program = Program(**{n: getattr(program, n) for n in FIELDS} | {"smaller": smaller})
         model = build(recipe, smaller).double()

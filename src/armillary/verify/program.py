@@ -19,7 +19,8 @@ from torch.overrides import TorchFunctionMode
 from armillary.feeds import Share
 from armillary.spec import Layout
 from armillary.step.batches import Batches, Feed, Step
-from armillary.step.parallel import apply_layout, sees_calls, to_device
+from armillary.step.build import build_on_ranks
+from armillary.step.parallel import to_device
 from armillary.step.phases import Phases
 from armillary.step.precision import Precision
 from armillary.step.recipe import Recipe, load_recipe
@@ -104,10 +105,14 @@ def run(program: Program, layout: Layout) -> Trace:
         recipe = load_recipe(program.recipe, program.options)
         feed = _feed(program, recipe, world, layout)
         precision = Precision(layout, world.device)
-        torch.manual_seed(program.seed)
-        model = build(recipe, program.smaller).to(precision.dtype).train()
-        seen = example(recipe, program, precision) if sees_calls(layout) else (None, 1)
-        model, _ = apply_layout(model, world, layout, *seen)
+        model, _ = build_on_ranks(
+            lambda: build(recipe, program.smaller),
+            lambda device: example(recipe, program, precision, device),
+            world,
+            layout,
+            dtype=precision.dtype,
+            seed=program.seed,
+        )
         trace = Trace()
         stepper = ObservedStepper(
             trace,
@@ -129,12 +134,14 @@ def run(program: Program, layout: Layout) -> Trace:
     return trace
 
 
-def example(recipe: Recipe, program: Program, precision: Precision) -> tuple[Any, int]:
+def example(
+    recipe: Recipe, program: Program, precision: Precision, device: torch.device
+) -> tuple[Any, int]:
     """A forward pass on two samples, and their number, for the axes that must see one."""
     batches = Batches(program.samples, program.seed, recipe.find("collate") or _default_collate())
     count = min(2, len(program.samples))
     batch = batches[[(0, i, i) for i in range(count)]]
-    batch = to_device(batch, precision.device, precision.dtype)
+    batch = to_device(batch, device, precision.dtype)
     return lambda model: recipe.loss(model, batch), count
 
 

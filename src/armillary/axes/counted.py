@@ -1,0 +1,14 @@
+"""What the axes that split the batch send besides gradients: what is counted over all samples."""
+
+from armillary.axes.batch_norm import norm_traffic
+from armillary.axes.door import Transfer
+from armillary.axes.routed import count_traffic
+from armillary.spec import ModelGraph
+from armillary.spec.layouts import Layouts
+
+
+def counted(axis: str, graph: ModelGraph, layouts: Layouts) -> list[Transfer]:
+    """The messages of batch norms and of experts with a capacity, told by the first of the axes
+    that split the batch.
+    """
+    return norm_traffic(axis, graph, layouts) + count_traffic(axis, graph, layouts)

@@ -1,0 +1,73 @@
+"""Linear maps as their weights are cut, and dropout of tensors that are cut."""
+
+from collections.abc import Callable
+from typing import Any
+
+from armillary.axes.pieces import cut_again
+
+
+def apply_linear(
+    cut: Any, function: Any, x: Any, weight: Any, bias: Any = None, token_dim: int = -2
+) -> Any:
+    """A linear map as its weight is cut: into a region, out of one, or neither."""
+    from torch.distributed.tensor import Shard
+
+    if cut.mesh_dim(weight) is None:
+        return function(x, weight, bias)
+    x = cut.on_mesh(x, weight)
+    if cut.is_cut(weight, 0):
+        return function(cut.entered(x), weight, bias)
+    if cut.is_cut(weight, 1):
+        x = x if cut.is_cut(x, -1) else cut.laid(x, Shard(x.ndim - 1))
+        return cut.left(function(x, weight, bias), token_dim)
+    x = cut.entered(x) if cut.is_cut(x, -1) else x
+    return function(x, weight, bias)
+
+
+def _multiply(cut: Any, function: Any, x: Any, y: Any, **kwargs: Any) -> Any:
+    """Products of many matrices, cut alike by a dim before them: each rank's own.
+
+    torch's rules make two dims one for it, and their gradients may not lie in memory as expected.
+    """
+    tensors = (x, y)
+    cut_dims = [
+        {p.dim if p.is_shard() else None for p in getattr(t, "placements", ())} for t in tensors
+    ]
+    alike = (
+        all(cut.mesh_dim(t) is not None for t in tensors)
+        and x.placements == y.placements
+        and x.shape[:-2] == y.shape[:-2]
+        and not any(p.is_partial() for p in x.placements)
+        and any(dim is not None for dim in cut_dims[0])
+        and all(dim is None or dim < x.ndim - 2 for dim in cut_dims[0])
+    )
+    if not alike:
+        return function(x, y, **kwargs)
+    out = function(*(t.to_local() for t in tensors))
+    return cut.joined(out, x, x.placements, [*x.shape[:-1], y.shape[-1]])
+
+
+def apply_dropout(cut: Any, function: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
+    """Zeros drawn for the whole tensor on every rank: those of the serial program.
+
+    torch keeps the ranks' draws apart or alike on accelerators only.
+    """
+    import torch
+
+    if x.device.type != "cpu" or not _draws(*args, **kwargs):
+        return function(x, *args, **kwargs)
+    with torch.no_grad():
+        ones = torch.ones(x.shape, dtype=x.dtype, device=x.device)
+        kept = cut_again(cut.on_mesh(function(ones, *args, **kwargs), x), x)
+    return x * kept
+
+
+def _draws(p: float = 0.5, training: bool = True, inplace: bool = False) -> bool:
+    return training and p > 0
+
+
+HANDLERS: dict[str, Callable[..., Any]] = {
+    "linear": apply_linear,
+    **dict.fromkeys(("matmul", "bmm", "__matmul__"), _multiply),
+    **dict.fromkeys(("dropout", "dropout1d", "dropout2d", "dropout3d"), apply_dropout),
+}

@@ -1,0 +1,202 @@
+"""The tensor axis: ranks share each pair of linear maps, by heads, features, channels or words."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from armillary.axes.attention import attend_in_parts
+from armillary.axes.compose import compute_in
+from armillary.axes.door import Refusal, Shares, Transfer, parts, refuse
+from armillary.axes.messages import (
+    STAYS_WHOLE,
+    WORDS,
+    common_units,
+    edges,
+    is_cut,
+    summed_gradients,
+)
+from armillary.axes.regions import Regions, gather_output
+from armillary.axes.spmd import flow, place
+from armillary.spec import Layout, ModelGraph, Split
+from armillary.spec.layouts import Layouts
+
+if TYPE_CHECKING:
+    from torch import nn
+    from torch.distributed import DeviceMesh
+
+NORMS, LOSS = "tensor.norms", "tensor.loss"
+RULE = "whole {unit} stay on one rank (axes/tensor.py)"
+
+
+class Tensor:
+    """Pairs of maps: the first is cut by what it puts out, the second by what it takes in.
+
+    Between pairs the activations are whole on every rank, or with `norms=cut` cut by tokens. The
+    logits are made whole where the model puts them out, or with `loss=vocabulary` stay cut by
+    words, for a loss that is `torch.nn.functional.cross_entropy`. Words that the degree does not
+    divide stay whole.
+
+    Source: Shoeybi et al. 2019, "Megatron-LM", arXiv 1909.08053; for `norms=cut` Korthikanti et al.
+    2022, "Reducing Activation Recomputation in Large Transformer Models", arXiv 2205.05198.
+    """
+
+    name = "tensor"
+    borrows: tuple[str, ...] = ()
+    options: Mapping[str, tuple[str, ...]] = {
+        "norms": ("whole", "cut"),
+        "loss": ("whole", "vocabulary"),
+    }
+    order = 4
+    splits_batch = False
+    splits_module = False
+    shares_parameters = True
+    sees_calls = True
+
+    def admits(self, graph: ModelGraph, layouts: Layouts) -> Sequence[Refusal]:
+        refusals = [self._refuse_uneven(graph, layouts, unit) for unit in _units(graph)]
+        refusals += self._refuse_tokens(graph, layouts)
+        always = np.ones(layouts.num_layouts, dtype=bool)
+        if not any(_counts(split) for split in graph.splits):
+            refusals.append(
+                refuse(
+                    self.name,
+                    layouts,
+                    always,
+                    f"degree {{degree}} for {graph.name}, of which nothing can be split"
+                    f"{_first_reason(graph)}",
+                    "a pair of linear maps or convolutions, joined by what acts on each feature, "
+                    "channel or head alone, is split (axes/tensor.py)",
+                    "use tensor=1",
+                )
+            )
+        return refusals
+
+    def _refuse_uneven(
+        self, graph: ModelGraph, layouts: Layouts, unit: tuple[str, int, str]
+    ) -> Refusal:
+        name, number, region = unit
+        common = common_units(graph)
+        degrees = [d for d in range(1, common + 1) if common % d == 0]
+        return refuse(
+            self.name,
+            layouts,
+            number % layouts.degree(self.name) != 0,
+            f"degree {{degree}} does not divide {name} {number} of {region}",
+            RULE.format(unit=name.removeprefix("num_").replace("_", " ")),
+            f"use one of {', '.join(map(str, degrees))}",
+        )
+
+    def _refuse_tokens(self, graph: ModelGraph, layouts: Layouts) -> Iterator[Refusal]:
+        """Norms on a part of the tokens: from the embedding on, all that flows has tokens."""
+        degrees = layouts.degree(self.name)
+        wants = layouts.option(NORMS, "whole") == "cut"
+        begins = np.zeros(layouts.num_layouts, dtype=bool)
+        for split in graph.splits:
+            begins |= (split.kind == "vocabulary") & is_cut(split, degrees)
+            if not split.activation_bytes:
+                continue
+            yield refuse(
+                self.name,
+                layouts,
+                wants & ((split.num_tokens == 0) | (max(split.num_tokens, 1) % degrees != 0)),
+                f"norms=cut at degree {{degree}} with {split.num_tokens or 'no'} tokens in what "
+                f"{split.path} takes or puts out",
+                "every rank norms equally many tokens of [samples, tokens, features] "
+                "(axes/tensor.py)",
+                "use tensor.norms=whole",
+            )
+        yield refuse(
+            self.name,
+            layouts,
+            wants & ~begins,
+            f"norms=cut at degree {{degree}} for {graph.name}, whose tokens come in whole",
+            "tokens are cut where an embedding is cut by words (axes/tensor.py)",
+            "use tensor.norms=whole, or a number of words that the degree divides",
+        )
+
+    def divides(self, graph: ModelGraph, layouts: Layouts) -> Shares:
+        degrees = layouts.degree(self.name)
+        held = np.full(layouts.num_layouts, float(graph.parameter_bytes))
+        for split in graph.splits:
+            held -= np.where(is_cut(split, degrees), split.parameter_bytes * (1 - 1 / degrees), 0.0)
+        share = held / max(graph.parameter_bytes, 1)
+        return Shares(
+            parameters=share,
+            gradients=share,
+            optimizer_state=share,
+            samples=np.ones(layouts.num_layouts),
+        )
+
+    def traffic(self, graph: ModelGraph, layouts: Layouts) -> Sequence[Transfer]:
+        """What crosses the edges of regions, forward and backward, once a call."""
+        return [
+            Transfer(
+                collective=collective,
+                group=(self.name,),
+                bytes=size,
+                per_step=times,
+                hidden_behind=phase,
+                path=path,
+            )
+            for path, collective, size, times, phase in [
+                *edges(graph, layouts),
+                *summed_gradients(graph, layouts),
+            ]
+        ]
+
+    def apply(
+        self, module: "nn.Module", mesh: "DeviceMesh", layout: Layout, graph: ModelGraph
+    ) -> "nn.Module":
+        """`module` with its parameters to be cut, and the context in which it computes."""
+        from torch.distributed.tensor import Replicate, Shard
+
+        degree = layout.degree(self.name)
+        splits = [s for s in graph.splits if is_cut(s, np.array(degree))]
+        cuts_tokens = layout.options.get(NORMS, "whole") == "cut"
+        for part in parts(module):
+            flow(part, self.name, Shard(1) if cuts_tokens else Replicate())
+            held = dict(part.named_parameters(remove_duplicate=False))
+            for split in splits:
+                for path in _names(split.path, graph):
+                    if path in held:
+                        place(part, self.name, path, Shard(split.dim))
+            lengths = [
+                (len(held[s.path]), s.num_pieces) for s in splits if s.num_pieces and s.path in held
+            ]
+            regions = Regions(self.name, cuts_tokens, frozenset(lengths))
+            compute_in(part, regions)
+            attend_in_parts(part)
+            if layout.options.get(LOSS, "whole") == "whole":
+                part.register_forward_hook(partial(gather_output, regions))
+        return module
+
+
+def _units(graph: ModelGraph) -> Iterator[tuple[str, int, str]]:
+    """Every kind and number of units that a degree must divide, with a region that has them."""
+    known = set()
+    for split in graph.splits:
+        unit = (split.unit, split.num_units)
+        if _counts(split) and unit not in known:
+            known.add(unit)
+            yield *unit, split.region
+
+
+def _counts(split: Split) -> bool:
+    """Whether a degree must divide the units."""
+    return split.kind not in (*WORDS, *STAYS_WHOLE)
+
+
+def _names(path: str, graph: ModelGraph) -> tuple[str, ...]:
+    """All paths of the parameter at `path`."""
+    return next((paths for paths in graph.tied if path in paths), (path,))
+
+
+def _first_reason(graph: ModelGraph) -> str:
+    for path, reason in graph.unsplit.items():
+        return f": {path or 'the model'}: {reason}"
+    return ""
+
+
+AXIS = Tensor()
