@@ -203,7 +203,7 @@ def verify(
     if as_json:
         _print_json([proof.to_dict() for proof in proofs])
     elif not quiet:
-        print_proofs(proofs)
+        print_proofs(proofs, with_composition=all_up_to > 0)
         print(f"report {page}" if page else "")
     raise typer.Exit(0 if all(proof.holds for proof in proofs) else NOT_EQUAL)
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch.distributed import DeviceMesh
 
 CONTEXTS = "_armillary_contexts"
+PART = "_armillary_part"
 
 
 def compose(
@@ -38,6 +39,9 @@ def compose(
         count_over_ranks(part, mesh)
         norm_over_ranks(part, mesh, layout)
         reduce_gradients(part, mesh, layout, graph)
+        for path, inner in part.named_modules():
+            if path in {block.path for block in graph.blocks}:
+                inner.__dict__[PART] = part
     _link_again(module)
     return module
 
@@ -66,4 +70,16 @@ def computing(module: "nn.Module") -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         for context in dict.fromkeys(wanted):
             stack.enter_context(context())
+        yield
+
+
+@contextlib.contextmanager
+def computing_again(block: "nn.Module") -> Iterator[None]:
+    """The context in which a block of a part runs forward once more in the backward pass.
+
+    The backward pass is entered as a function of torch, which leaves the part's modes, and on an
+    accelerator runs in a thread of its own.
+    """
+    part = block.__dict__.get(PART)
+    with computing(part) if part is not None else contextlib.nullcontext():
         yield

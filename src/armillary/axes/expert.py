@@ -13,7 +13,7 @@ from armillary.axes.counted import counted
 from armillary.axes.door import Refusal, Shares, Transfer, parts, refuse, refuse_batch_norm
 from armillary.axes.reduction import own_along
 from armillary.axes.routed import COUNT_BYTES, exchange_by, routed_modules
-from armillary.spec import Layout, ModelGraph, Routed
+from armillary.spec import Layout, ModelGraph, Routed, SpecError
 from armillary.spec.layouts import Layouts
 
 if TYPE_CHECKING:
@@ -52,7 +52,8 @@ class Expert:
                     f"degree {{degree}} for {graph.name}, which has no routed experts",
                     "only the experts of armillary.Experts are held by one rank each "
                     "(axes/expert.py)",
-                    f"use data={{degree}} in place of {self.name}={{degree}}",
+                    f"use data={{degree}} in place of {self.name}={{degree}}, or write the experts "
+                    "as armillary.Experts",
                 )
             ]
         return refuse_batch_norm(self.name, graph, layouts) + [
@@ -130,7 +131,8 @@ class Expert:
 
         own = mesh[self.name]
         for part in parts(module):
-            for _, experts in routed_modules(part):
+            for path, experts in routed_modules(part):
+                _check_rows(path, experts)
                 for name, parameter in list(experts.named_parameters(recurse=False)):
                     cut = distribute_tensor(parameter.data, own, [Shard(0)], src_data_rank=None)
                     wants = parameter.requires_grad
@@ -138,6 +140,20 @@ class Expert:
                 own_along(experts, self.name)
                 exchange_by(experts, Exchange(own.get_group(), own.size()))
         return module
+
+
+def _check_rows(path: str, experts: Any) -> None:
+    """Refuse experts of a person's own class whose parameters are not a row each."""
+    for name, parameter in experts.named_parameters():
+        if "." in name or parameter.ndim == 0 or len(parameter) != experts.num_experts:
+            raise SpecError(
+                "layout.expert",
+                f"{path}.{name} of shape {tuple(parameter.shape)} for "
+                f"{experts.num_experts} experts",
+                "every parameter of the experts is their own and has a row for each of them "
+                "(axes/expert.py)",
+                "stack the experts' weights along dim 0, and keep what they share elsewhere",
+            )
 
 
 def expert_bytes(graph: ModelGraph) -> int:

@@ -19,6 +19,7 @@ from armillary.axes.batch_ranks import (
     counts_here,
     give_gradient,
     meetings,
+    note_samples,
     num_batch_ranks,
     whole,
 )
@@ -93,6 +94,7 @@ def exchange_by(module: Any, exchange: Exchanges) -> None:
 
 def count_over_ranks(part: "nn.Module", mesh: "DeviceMesh") -> None:
     """Have the routed experts and the balance of `part` count over all ranks of `mesh`."""
+    note_samples(1)  # whatever ran before in this process
     ranks = batch_ranks(mesh)
     for _, module in routed_modules(part):
         module.forward = InParts(module, ranks)

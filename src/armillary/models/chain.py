@@ -181,10 +181,14 @@ class _Watch(TorchFunctionMode):
             self._make(_tensors(output))
 
     def _crossing(self, leaves: list[torch.Tensor]) -> tuple[int, ...]:
-        """Which of a block's tensors cannot be computed from the model's inputs, each once."""
+        """Which of a block's tensors cannot be computed from the model's inputs, each once.
+
+        That made last comes first: it is what the block before hands on.
+        """
         first = {id(leaf): i for i, leaf in reversed([*enumerate(leaves)])}
-        found = {i for key, i in first.items() if key in self.made}
-        return tuple(sorted(i for i in found if not isinstance(leaves[i], nn.Parameter)))
+        found = [i for key, i in first.items() if key in self.made]
+        found = [i for i in found if not isinstance(leaves[i], nn.Parameter)]
+        return tuple(sorted(found, key=lambda i: (-self.made[id(leaves[i])].region, i)))
 
     # ----------------------------------------------------------------------- what is computed
     def __torch_function__(

@@ -130,13 +130,14 @@ class _Notes:
     def add(
         self, name: str, function: Callable[..., Any], args: Any, kwargs: Any, pointwise: bool
     ) -> Any:
-        """Run `function` and note it; what it returns."""
+        """Run `function` and note it, where the model calls it; what it returns."""
+        if not self.stack:
+            return function(*args, **kwargs)
         args_seen, kwargs_seen = tree_map_only(torch.Tensor, self.value, (args, kwargs))
         output = function(*args, **kwargs)
         outputs = tuple(self._outputs(tree_leaves(output)))
-        path = self.stack[-1] if self.stack else ""
         self.found.steps.append(
-            Operation(name, path, pointwise, tuple(args_seen), kwargs_seen, outputs)
+            Operation(name, self.stack[-1], pointwise, tuple(args_seen), kwargs_seen, outputs)
         )
         return output
 

@@ -70,7 +70,7 @@ def _stencil(path: str, part: Any, length: int, out_length: int) -> Stencil:
     padding = 0 if isinstance(padding, str) else padding
     unfit, after = "", dilation * (size - 1) + 1 - stride - padding
     if isinstance(part, _ConvTransposeNd):
-        padding = after = 0
+        out_length, padding, after = length, 0, 0
         if (size, of("padding", 0), of("output_padding", 0)) != (stride, 0, 0):
             unfit = "a transposed convolution whose windows overlap"
     elif out_length * stride != length:
@@ -80,7 +80,7 @@ def _stencil(path: str, part: Any, length: int, out_length: int) -> Stencil:
     return Stencil(
         path=path,
         length=length,
-        stride=stride,
+        stride=1 if isinstance(part, _ConvTransposeNd) else stride,
         before=padding,
         after=max(after, 0),
         unfit=unfit,

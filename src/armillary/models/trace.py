@@ -67,7 +67,8 @@ class _Enter:
             self.seen.taken = tensors
         if (tensor := _first(args)) is not None:
             self.seen.inputs[self.path] = tuple(tensor.shape)
-            if any(tensor is taken for taken in self.seen.taken):
+            memory = tensor.untyped_storage().data_ptr()
+            if any(memory == taken.untyped_storage().data_ptr() for taken in self.seen.taken):
                 self.seen.fed.add(self.path)
 
 

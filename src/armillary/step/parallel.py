@@ -181,6 +181,7 @@ class ParallelLoader:
                 note_samples(count)
                 self.weight = count * self.batch_count / step.num_samples
                 yield to_device(batch, self.device)
+        note_samples(1)  # what is computed outside of the loop counts
 
     def weigh(self, module: nn.Module, args: Any, outputs: Any) -> Any:
         """A forward hook: outputs whose gradient is weighted by this rank's part of the batch."""

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from armillary.axes.compose import computing_again
 from armillary.spec import Layout, ModelGraph
 
 AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -47,13 +48,38 @@ def recompute_blocks(module: nn.Module, graph: ModelGraph, recompute: str) -> No
     if recompute == "none":
         return
     from torch.distributed._composable import checkpoint
+
+    for path in (block.path for block in graph.blocks):
+        block = module.get_submodule(path)
+        checkpoint(block, context_fn=functools.partial(_contexts, block, recompute == "selective"))
+
+
+def _contexts(block: nn.Module, selective: bool) -> tuple[Any, Any]:
+    """The contexts in which a block runs forward, and runs again in the backward pass."""
     from torch.utils.checkpoint import create_selective_checkpoint_contexts
 
-    options: dict[str, Any] = {}
-    if recompute == "selective":
-        options["context_fn"] = functools.partial(create_selective_checkpoint_contexts, _keep)
-    for block in graph.blocks:
-        checkpoint(module.get_submodule(block.path), **options)
+    if not selective:
+        return contextlib.nullcontext(), _Again(block)
+    first, again = create_selective_checkpoint_contexts(_keep)
+    return first, _Again(block, again)
+
+
+class _Again:
+    """The context of a block's second run, in which it computes as in the first."""
+
+    def __init__(self, block: nn.Module, inner: Any = None) -> None:
+        self.block, self.inner = block, inner
+        self.entered: list[contextlib.ExitStack] = []
+
+    def __enter__(self) -> None:
+        stack = contextlib.ExitStack()
+        stack.enter_context(computing_again(self.block))
+        if self.inner is not None:
+            stack.enter_context(self.inner)
+        self.entered.append(stack)
+
+    def __exit__(self, *error: Any) -> None:
+        self.entered.pop().__exit__(*error)
 
 
 def _keep(context: Any, function: Any, *args: Any, **kwargs: Any) -> Any:

@@ -81,18 +81,22 @@ class Lay:
         return tuple(np.ndindex(*(self.layout.degree(axis) for axis in self.axes)))
 
     @property
+    def degrees(self) -> set[int]:
+        """The degrees of axes that there may be: the divisors of the number of ranks."""
+        return {d for d in range(2, self.layout.num_ranks + 1) if not self.layout.num_ranks % d}
+
+    @property
     def factors(self) -> dict[float, str]:
         """What something is multiplied by that is counted too often or divided too often."""
-        degrees = {self.layout.degree(axis) for axis in self.axes} | {self.layout.num_ranks}
         known = [
             (float(degree) ** power, words.format(degree), f"a {what} of the degree")
             for what, powers in (("factor", FACTORS), ("power", POWERS))
             for power, words in powers.items()
-            for degree in sorted(degrees - {1})
+            for degree in sorted(self.degrees)
         ]
         if (num := self.num_micro_batches) > 1:
             said = "a factor of the number of micro batches"
-            at = len(FACTORS) * len(degrees - {1})
+            at = len(FACTORS) * len(self.degrees)
             known[at:at] = [(float(num), f"{num}", said), (1 / num, f"1/{num}", said)]
         return {
             value: f"{word} times the right one: {said}" for value, word, said in reversed(known)
@@ -241,15 +245,16 @@ def _pattern(ours: NDArray[Any], theirs: NDArray[Any], lay: Lay) -> str:
         PATTERN_TOLERANCE * size
     ):
         return "the right entries in another order: a permuted shard"
-    return _name_part(np.abs(ours - theirs) > PATTERN_TOLERANCE * size)
+    return _name_part(np.abs(ours - theirs) > PATTERN_TOLERANCE * size, lay)
 
 
-def _name_part(wrong: NDArray[Any]) -> str:
+def _name_part(wrong: NDArray[Any], lay: Lay) -> str:
     """Which entries are wrong: those of one rank's part, others, or all of them."""
     for dim, length in enumerate(wrong.shape):
         lines = np.flatnonzero(wrong.any(axis=tuple(d for d in range(wrong.ndim) if d != dim)))
         first, last = int(lines[0]), int(lines[-1])
-        if len(lines) < length and last - first + 1 == len(lines):
+        is_run = last - first + 1 == len(lines) and not first % len(lines)
+        if is_run and length / len(lines) in lay.degrees:
             return (
                 f"only entries {first} to {last} of {length} along dim {dim}: the part of one rank"
             )

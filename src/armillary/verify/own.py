@@ -81,12 +81,22 @@ def verify(
         except RanksFailed as failed:
             raise SpecError(
                 "verify",
-                f"a function failed: {failed}",
+                f"a function failed on {_first(failed.tracebacks)}",
                 "both functions run to their end on every rank",
                 "correct what the traceback says",
             ) from None
     layout = Layout(degrees={"ranks": ranks})
     return Verdict(tuple(compare(found, expected, layout)), tolerance)
+
+
+def _first(tracebacks: Mapping[int, str]) -> str:
+    """The rank that failed of itself, not because another was gone, and its traceback."""
+    own = {r: t for r, t in tracebacks.items() if not any(word in t for word in GONE)}
+    rank, text = next(iter((own or tracebacks).items()))
+    return f"rank {rank}:\n{text.strip()}"
+
+
+GONE = ("closed by peer", "reset by peer", "the process is gone", "no answer in")
 
 
 def _trace(function: Callable[[], Returned]) -> Trace:

@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import socket
 import sys
+import threading
 import time
 import traceback
 import warnings
@@ -144,6 +145,7 @@ def _free_port() -> int:
 
 def _work(pipe: Connection) -> None:
     """The life of a process: jobs, until the other end of the pipe is closed."""
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
     os.environ |= {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     import torch
 
@@ -165,3 +167,11 @@ def _work(pipe: Connection) -> None:
             pipe.send(answer)
         except BrokenPipeError:  # nobody waits any more: another rank has failed before
             return
+
+
+def _leave_with_parent() -> None:
+    """End this process when the one that asked for it is gone, also amid a collective."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

@@ -42,11 +42,11 @@ class Telling:
         self.bar.stop()
 
 
-def print_proofs(proofs: Sequence[Proof]) -> None:
-    """Every proof, and what composes with what if axes were paired."""
+def print_proofs(proofs: Sequence[Proof], *, with_composition: bool) -> None:
+    """Every proof, and what composes with what if asked for."""
     for proof in proofs:
         print_proof(proof)
-    if any(len(finding.layout.degrees) > 1 for proof in proofs for finding in proof.findings):
+    if with_composition:
         print_composition(composition(proofs))
 
 
