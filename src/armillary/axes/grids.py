@@ -1,15 +1,16 @@
 """Convolutions, pools and norms on a grid of which every rank holds a run of rows.
 
 torch's DTensor has no rules for them. Edge rows come from the neighbours (`axes/halo.py`), and the
-function itself runs on what is local; sums over the grid are DTensor's own.
+function itself runs on what is local; sums over the grid are added up over the ranks.
 """
 
 # Shapes: [B, C, ...] of B samples, C channels and the grid's dims, one of which is cut
 from collections.abc import Callable
 from functools import partial
+from math import prod
 from typing import TYPE_CHECKING, Any
 
-from armillary.axes.halo import cut_of, entry, extended, joined, refuse, window_of
+from armillary.axes.halo import add_rows, cut_of, entry, extended, joined, refuse, window_of
 from armillary.axes.stand_in import original, standing_in
 
 if TYPE_CHECKING:
@@ -61,12 +62,11 @@ def _convolve(
         padding="same" if padding == "same" else paddings[place],
     )
     laid = _Channels(x, weight, cut[0])
-    local = laid.local_x()
     paddings[place] = 0
+    local = extended(laid.local_x(), x, cut, window, mode, 0.0)
     if mode != "zeros":
         beside = [size for size in reversed(paddings) for _ in "ab"]
         local, paddings = original("pad")(local, beside, mode=mode), [0] * num_dims
-    local = extended(local, x, cut, window, mode, 0.0)
     own_bias = None if laid.is_partial else bias
     out = function(
         local,
@@ -212,7 +212,7 @@ def _average_to(function: Any, x: Any, output_size: Any) -> Any:
     num_dims = x.ndim - 2
     if cut_of(x) is None or any(entry(output_size, i) != 1 for i in range(num_dims)):
         return function(x, output_size)
-    return x.mean(dim=list(range(2, x.ndim)), keepdim=True)
+    return _mean(x, list(range(2, x.ndim)))
 
 
 def _enlarge(
@@ -282,17 +282,51 @@ def _norm_groups(
     bias: Any = None,
     eps: float = 1e-5,
 ) -> Any:
-    """Mean and variance over all rows of the grid, by DTensor's own sums."""
-    if cut_of(x) is None:
+    """Mean and variance over all rows of the grid; whole groups lie on one rank."""
+    from torch.distributed.tensor import Replicate
+
+    cut = cut_of(x)
+    if cut is None:
         return function(x, num_groups, weight, bias, eps)
-    grouped = x.unflatten(1, (num_groups, -1))
+    mesh, shares = x.device_mesh, 1
+    for dim, placement in enumerate(x.placements):
+        shares *= mesh.size(dim) if placement.is_shard(1) else 1
+    if num_groups % shares:
+        laid = [Replicate() if p.is_shard(1) else p for p in x.placements]
+        x, shares = x.redistribute(mesh, laid), 1
+    group = mesh.get_group(cut[0])
+    grouped = x.to_local().unflatten(1, (num_groups // shares, -1))
     dims = list(range(2, grouped.ndim))
-    centred = grouped - grouped.mean(dims, keepdim=True)
-    variance = centred.square().mean(dims, keepdim=True)
-    found = (centred * (variance + eps).rsqrt()).flatten(1, 2)
+    count = prod(x.shape[1:]) // num_groups
+    centred = grouped - add_rows(grouped.sum(dims, keepdim=True), group) / count
+    variance = add_rows(centred.square().sum(dims, keepdim=True), group) / count
+    local = (centred * (variance + eps).rsqrt()).flatten(1, 2)
     shape = [-1] + [1] * (x.ndim - 2)
-    found = found if weight is None else found * weight.view(shape)
-    return found if bias is None else found + bias.view(shape)
+    local = local if weight is None else local * _own_channels(weight, x).view(shape)
+    local = local if bias is None else local + _own_channels(bias, x).view(shape)
+    return joined(local, mesh, x.placements, x.shape)
+
+
+def _own_channels(weight: Any, x: Any) -> "Tensor":
+    """One number for each local channel of `x`; gradients are sums over the rows of all ranks."""
+    from torch.distributed.tensor import Partial, Replicate, Shard
+
+    wanted = [Shard(0) if p.is_shard(1) else Replicate() for p in x.placements]
+    grads = [
+        Partial() if p.is_shard() and p.dim != 1 else here
+        for p, here in zip(x.placements, wanted, strict=True)
+    ]
+    own: Tensor = weight.redistribute(x.device_mesh, wanted).to_local(grad_placements=grads)
+    return own
+
+
+def _mean(x: Any, dims: list[int]) -> Any:
+    """The mean over `dims`, its partial sums added; DTensor might rather cut x by samples."""
+    from torch.distributed.tensor import Replicate
+
+    sums = x.sum(dims, keepdim=True)
+    whole = [Replicate() if p.is_partial() else p for p in sums.placements]
+    return sums.redistribute(x.device_mesh, whole) / prod(x.shape[dim] for dim in dims)
 
 
 HANDLERS: dict[str, Callable[..., Any]] = {

@@ -41,6 +41,35 @@ def neighbours(
     return found
 
 
+def add_rows(tensor: "Tensor", group: "ProcessGroup") -> "Tensor":
+    """`tensor` summed over the ranks of `group`; each rank's part takes the gradients of all."""
+    found: Tensor = _sum_function().apply(tensor, group)
+    return found
+
+
+@cache
+def _sum_function() -> Any:
+    import torch
+    import torch.distributed as dist
+
+    class Summed(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, tensor: Any, group: Any) -> Any:
+            ctx.group = group
+            summed = tensor.clone(memory_format=torch.contiguous_format)
+            dist.all_reduce(summed, group=group)
+            return summed
+
+        @staticmethod
+        @torch.autograd.function.once_differentiable
+        def backward(ctx: Any, gradient: Any) -> Any:
+            summed = gradient.clone(memory_format=torch.contiguous_format)
+            dist.all_reduce(summed, group=ctx.group)
+            return summed, None
+
+    return Summed
+
+
 @cache
 def _function() -> Any:
     """The differentiable exchange; made when first used, as torch is not imported before."""
@@ -139,10 +168,12 @@ def cut_of(x: Any, num_kept: int = 2) -> tuple[int, int] | None:
 
 
 def entry(value: Any, place: int) -> Any:
+    """What a setting of every dim of the grid, or of each, says of dim number `place`."""
     return value[place] if isinstance(value, (tuple, list)) else value
 
 
 def refuse(what: str, x: Any, rule: str) -> SpecError:
+    """What a cut grid cannot be put through, as an error with its shape and ranks."""
     return SpecError(
         "layout.sequence",
         f"{what} of {tuple(x.shape)} cut over {tuple(x.device_mesh.shape)} ranks",
@@ -183,7 +214,8 @@ def extended(
     if mode in ("reflect", "replicate"):
         sizes = [0, 0] * (local.ndim - 1 - dim) + [before, after]
         sizes += [0, 0] * (local.ndim - 2 - len(sizes) // 2)
-        padded = original("pad")(local, sizes, mode=mode)
+        pieces = [front] * (group.rank() > 0) + [local] + [back] * (group.rank() < group.size() - 1)
+        padded = original("pad")(torch.cat(pieces, dim), sizes, mode=mode)
         if group.rank() == 0:
             front = padded.narrow(dim, 0, before)
         if group.rank() == group.size() - 1:
@@ -192,6 +224,7 @@ def extended(
 
 
 def joined(local: "Tensor", mesh: Any, placements: Any, shape: Any) -> Any:
+    """The local part of a tensor of `shape` as a DTensor."""
     import torch
     from torch.distributed.tensor import DTensor
 

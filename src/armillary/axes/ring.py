@@ -46,10 +46,12 @@ class Ring:
 
     @property
     def rank(self) -> int:
+        """This process among the ranks of the ring."""
         return self.group.rank()
 
     @property
     def degree(self) -> int:
+        """The number of ranks of the ring."""
         return self.group.size()
 
 
@@ -188,6 +190,7 @@ class Block:
         self.lengths = [sum(chunk.length for chunk in chunks) for chunks in columns]
 
     def pack(self, k_BKCD: "Tensor", v_BKCD: "Tensor") -> "Tensor":
+        """Keys and values in one flat piece of memory."""
         import torch
 
         return torch.cat([k_BKCD.reshape(-1), v_BKCD.reshape(-1)])

@@ -158,7 +158,10 @@ class SequenceAxis:
         return found
 
     def _gradients(self, graph: ModelGraph, layouts: Layouts) -> list[Transfer]:
-        """Of all parameters that a rank holds: in one stream, or by FSDP2 one by one."""
+        """Of all parameters that a rank holds: in one stream, or by FSDP2 one by one.
+
+        At most: one that is used on what is whole, such as a head after a mean, needs no sum.
+        """
         from armillary.axes import discover
 
         held, by_fsdp = np.ones(layouts.num_layouts), np.zeros(layouts.num_layouts, dtype=bool)
@@ -232,7 +235,10 @@ class SequenceAxis:
         ]
 
     def _of_rows(self, stencil: Stencil, layouts: Layouts) -> list[Transfer]:
-        """The rows that a neighbour needs, and in the backward pass their gradients."""
+        """The rows that a neighbour needs, and in the backward pass their gradients.
+
+        Of a rank between others: at an end of the grid that is no ring only one side is sent.
+        """
         degrees, samples = layouts.degree(self.name), self._samples(layouts)
         times = np.full(layouts.num_layouts, float(stencil.num_calls))
         return [

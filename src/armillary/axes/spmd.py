@@ -8,6 +8,8 @@ Source: Xu et al. 2021, "GSPMD: General and Scalable Parallelization for ML Comp
 arXiv 2105.04663, for the idea; torch.distributed.tensor for the rules.
 """
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -80,11 +82,26 @@ def distribute(part: "nn.Module", mesh: "DeviceMesh") -> None:
     if not asked.is_last:
         part.register_forward_hook(edge.leave)
 
-    from torch.distributed.tensor.experimental import implicit_replication
-
     from armillary.axes.compose import compute_in
 
-    compute_in(part, implicit_replication)
+    compute_in(part, take_plain_as_whole)
+
+
+@contextlib.contextmanager
+def take_plain_as_whole() -> Iterator[None]:
+    """A context in which a plain tensor beside a DTensor is taken to be whole on every rank.
+
+    torch's own, `implicit_replication`, cannot be entered again from within.
+    """
+    from torch.distributed.tensor import DTensor
+
+    dispatcher: Any = DTensor._op_dispatcher
+    before = dispatcher._allow_implicit_replication
+    dispatcher._allow_implicit_replication = True
+    try:
+        yield
+    finally:
+        dispatcher._allow_implicit_replication = before
 
 
 def _distribute_parameters(part: "nn.Module", submesh: "DeviceMesh", asked: Spmd) -> None:
@@ -129,7 +146,7 @@ class Edge:
 
         if not self.asked.is_first:
             hidden, *rest = args
-            args = (self._received(hidden), *rest)
+            args = (self._received(hidden), *map(self._whole, rest))
             return args, tree_map_only(torch.Tensor, self._whole, kwargs)
         lengths = self._lengths(args, kwargs)
 
@@ -167,11 +184,13 @@ class Edge:
         ]
 
     def leave(self, part: "nn.Module", args: Any, output: Any) -> Any:
-        """A forward hook: the local part of the activations, as the next part will take them."""
-        import torch
-        from torch.utils._pytree import tree_map_only
+        """A forward hook: the local part of the activations, as the next part will take them.
 
-        return tree_map_only(torch.Tensor, self._sent, output)
+        What crosses besides the first tensor is whole on every rank.
+        """
+        hidden, *rest = output
+        whole = [self._whole(tensor).full_tensor() for tensor in rest]
+        return (self._sent(hidden), *whole)
 
     def _received(self, local: "Tensor") -> "Tensor":
         from torch.distributed.tensor import DTensor

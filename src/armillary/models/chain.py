@@ -151,7 +151,7 @@ class _Watch(TorchFunctionMode):
         if self.depth == 0:
             self.marks.append(self.counter.get_total_flops())
             leaves = _tensors(args)
-            self._use(leaves, path)
+            self._use(leaves, path, is_block=True)
             for leaf in leaves:
                 if isinstance(leaf, nn.Parameter):
                     self.uses.setdefault(leaf, set()).add(self.region + 1)
@@ -228,14 +228,15 @@ class _Watch(TorchFunctionMode):
         for tensor in tensors:
             self.made[id(tensor)] = _Seen(tensor, self.region, is_random)
 
-    def _use(self, tensors: list[torch.Tensor], what: str) -> None:
+    def _use(self, tensors: list[torch.Tensor], what: str, *, is_block: bool = False) -> None:
         """Forbid the cuts over which one of `tensors` would not be known."""
         for tensor in tensors:
             seen = self.made.get(id(tensor))
             if seen is None or isinstance(tensor, nn.Parameter):
                 continue
             between = range(seen.region, self.region)
-            if seen.is_random:
+            if seen.is_random:  # each stage would draw its own
+                between = range(seen.region, self.region + is_block)
                 self.faults.forbid(between, f"{what} takes random numbers drawn before a block")
                 continue
             lost = [k for k in between if id(tensor) not in self.arguments[k]]

@@ -53,6 +53,10 @@ class Operation:
         leaves = tree_leaves((self.args, dict(self.kwargs)))
         return [leaf for leaf in leaves if isinstance(leaf, Value)]
 
+    def num_tokens(self, x: Value) -> int:
+        """The tokens of a sample that a linear map takes as `x`, 0 where there is no such dim."""
+        return x.shape[1] if self.name == "linear" and len(x.shape) == 3 else 0
+
     def argument(self, place: int, name: str, default: Any = None) -> Any:
         """An argument by its place or name."""
         return self.args[place] if len(self.args) > place else self.kwargs.get(name, default)

@@ -51,6 +51,14 @@ class Region:
         number = self.num_units
         return next((name for size, name in reversed(self.units) if size == number), "common units")
 
+    def take(self, other: "Region") -> None:
+        """Join with another region."""
+        self.uses |= other.uses
+        self.units += other.units
+        self.entered |= other.entered
+        self.has_end |= other.has_end
+        self.is_head |= other.is_head
+
 
 @dataclass(slots=True)
 class Hints:

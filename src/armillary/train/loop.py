@@ -3,6 +3,7 @@
 import contextlib
 import math
 import time
+import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,8 @@ def train_rank(request: TrainRequest) -> Outcome:
     with watch_signals() as wish, join(request.layout, request.device) as world:
         if world.device.type == "cpu":
             keep_freed_memory()
+        if not world.is_first:
+            warnings.simplefilter("ignore")  # what torch warns of is said once, not by every rank
         recipe = request.load_recipe()
         request = replace(request, run_path=_agree_on_folder(request, recipe, world))
         trainer = Trainer(request, recipe, world, wish)
