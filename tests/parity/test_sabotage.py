@@ -1,0 +1,68 @@
+"""Does verify catch every fault that is put into the real program, and name its axis?"""
+
+import functools
+from dataclasses import dataclass, field
+
+import pytest
+
+from armillary.axes import discover
+from armillary.spec import Layout
+from armillary.step.recipe import load_recipe
+from armillary.verify.check import EQUAL, WRONG, Checker, Finding
+from armillary.verify.prepare import prepare
+from tests.parity.ranks import Ranks
+from tests.parity.runs import CASES
+from tests.parity.sabotage import Sabotage, all_faults, run_sabotaged
+
+FAULTS = all_faults()
+
+
+@dataclass(slots=True)
+class Cases:
+    """Checkers of the clean program, one a case, whose serial run serves the faults too."""
+
+    ranks: Ranks
+    clean: dict[str, Checker] = field(default_factory=dict)
+
+    def of(self, sabotage: Sabotage) -> Checker:
+        """The clean program that `sabotage` is put into."""
+        key = f"{sabotage.case} {sabotage.options}"
+        if key not in self.clean:
+            recipe = load_recipe(str(CASES / f"{sabotage.case}.py"), sabotage.options)
+            self.clean[key] = Checker(prepare(recipe), self.ranks)
+        return self.clean[key]
+
+    def sabotaged(self, sabotage: Sabotage) -> Checker:
+        """The same program with the fault, against the same serial run."""
+        clean = self.of(sabotage)
+        job = functools.partial(run_sabotaged, sabotage.name)
+        return Checker(clean.prepared, clean.ranks, job=job, _serial=clean.serial)
+
+
+@pytest.fixture(scope="module")
+def cases(ranks: Ranks) -> Cases:
+    return Cases(ranks)
+
+
+def first_of(finding: Finding, kind: str) -> str:
+    """What the worst tensor of a kind looks like."""
+    return next(d.pattern for d in finding.differences if d.kind == kind)
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_fault_is_caught_and_its_axis_named(cases: Cases, name: str) -> None:
+    sabotage = FAULTS[name]
+    layout = Layout.parse(sabotage.layout)
+    clean = cases.of(sabotage).check(layout)
+    assert clean.state == EQUAL, clean.reason or clean.differences[:3]
+    found = cases.sabotaged(sabotage).check(layout)
+    assert found.state == WRONG, found.reason
+    assert found.suspects == sabotage.suspects
+    assert sabotage.shows in first_of(found, sabotage.kind)
+    assert found.worst > 1e-3, "a real fault is far above the tolerance"
+
+
+def test_every_axis_is_sabotaged_as_it_was_elsewhere() -> None:
+    """Each axis has faults, and enough of all are those that somebody reported."""
+    assert {name for s in FAULTS.values() for name in s.suspects} >= set(discover())
+    assert len(FAULTS) >= 40 and sum(bool(s.thread) for s in FAULTS.values()) >= 20
