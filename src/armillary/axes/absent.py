@@ -66,7 +66,6 @@ def is_absent(value: Any) -> bool:
 def absent_class() -> Any:
     """The class of absent tensors, made once torch is needed."""
     import torch
-    from torch.utils._pytree import tree_map_only
 
     class Absent(torch.Tensor):
         """Shape, dtype and device of a tensor; `payload` is the same on torch's meta device."""
@@ -82,7 +81,7 @@ def absent_class() -> Any:
 
         @staticmethod
         def of(payload: torch.Tensor, device: torch.device, known: Known) -> "Absent":
-            made = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+            made = torch.Tensor._make_wrapper_subclass(
                 Absent,
                 payload.shape,
                 strides=payload.stride(),
@@ -93,7 +92,7 @@ def absent_class() -> Any:
             return made
 
         @classmethod
-        def __torch_dispatch__(
+        def __torch_dispatch__(  # type: ignore[override]
             cls, function: Any, types: Any, args: Any = (), kwargs: Any = None
         ) -> Any:
             raise _looked_at(str(function))
@@ -107,58 +106,71 @@ def absent_class() -> Any:
         ) -> Any:
             return _compute(cls, function, args, kwargs or {})
 
-    def _compute(kind: Any, function: Any, args: Any, kwargs: Any) -> Any:
-        some: list[Any] = []
-        tree_map_only(kind, some.append, (args, kwargs))
-        args, kwargs = tree_map_only(kind, lambda t: t.known.get(t), (args, kwargs))
-        left: list[Any] = []
-        tree_map_only(kind, left.append, (args, kwargs))
-        if not left:
-            return function(*args, **kwargs)
-        device, known = some[0].place, some[0].known
-        name = getattr(function, "__name__", "")
-        if name == "__get__" and function.__self__.__name__ not in TENSOR_PROPERTIES:
-            with torch._C.DisableTorchFunctionSubclass():
-                return function(*args, **kwargs)
-        if name in OF_SHAPE or (name in LIKE_ANOTHER and not isinstance(args[0], kind)):
-            args, kwargs = _stood_in(args, kwargs)
-            return function(*args, **kwargs)
-        _refuse_writing(name, args, kind)
-        if name in ("cpu", "cuda", "contiguous", "__deepcopy__", "detach", "requires_grad_"):
-            return args[0]
-        sources = {id(t.payload): t for t in left}
-        args, kwargs = _on_meta(kind, args, kwargs)
-        try:
-            with torch._C.DisableTorchFunctionSubclass():
-                found = function(*args, **kwargs)
-        except (RuntimeError, NotImplementedError) as error:
-            raise _looked_at(name) from error
-        return tree_map_only(
-            torch.Tensor,
-            lambda t: sources[id(t)] if id(t) in sources else kind.of(t, device, known),
-            found,
-        )
-
-    def _stood_in(args: Any, kwargs: Any) -> Any:
-        def small(tensor: Any) -> Any:
-            one = torch.zeros((), dtype=tensor.payload.dtype, device=tensor.place)
-            return one.expand(tensor.payload.shape)
-
-        return tree_map_only(Absent, small, (args, kwargs))
-
-    def _on_meta(kind: Any, args: Any, kwargs: Any) -> Any:
-        def moved(tensor: Any) -> Any:
-            if isinstance(tensor, kind):
-                return tensor.payload
-            return torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
-
-        args, kwargs = tree_map_only(torch.Tensor, moved, (args, kwargs))
-        args, kwargs = tree_map_only(torch.device, lambda _: torch.device("meta"), (args, kwargs))
-        if "device" in kwargs:
-            kwargs["device"] = "meta"
-        return args, kwargs
-
     return Absent
+
+
+def _compute(kind: Any, function: Any, args: Any, kwargs: Any) -> Any:
+    """`function` on tensors some of which are of the class `kind`, as far as shapes go."""
+    import torch
+    from torch.utils._pytree import tree_map_only
+
+    some = _of_kind(kind, (args, kwargs))
+    args, kwargs = tree_map_only(kind, lambda t: t.known.get(t), (args, kwargs))
+    left = _of_kind(kind, (args, kwargs))
+    if not left:
+        return function(*args, **kwargs)
+    device, known = some[0].place, some[0].known
+    name = getattr(function, "__name__", "")
+    if name == "__get__" and function.__self__.__name__ not in TENSOR_PROPERTIES:
+        with torch._C.DisableTorchFunctionSubclass():
+            return function(*args, **kwargs)
+    if name in OF_SHAPE or (name in LIKE_ANOTHER and not isinstance(args[0], kind)):
+        args, kwargs = tree_map_only(kind, _stand_in, (args, kwargs))
+        return function(*args, **kwargs)
+    _refuse_writing(name, args, kind)
+    if name in ("cpu", "cuda", "contiguous", "__deepcopy__", "detach", "requires_grad_"):
+        return args[0]
+    sources = {id(t.payload): t for t in left}
+    args, kwargs = _on_meta(kind, args, kwargs)
+    try:
+        with torch._C.DisableTorchFunctionSubclass():
+            found = function(*args, **kwargs)
+    except (RuntimeError, NotImplementedError) as error:
+        raise _looked_at(name) from error
+    return tree_map_only(
+        torch.Tensor,
+        lambda t: sources[id(t)] if id(t) in sources else kind.of(t, device, known),
+        found,
+    )
+
+
+def _of_kind(kind: Any, values: Any) -> list[Any]:
+    return [leaf for leaf in tensor_leaves(values) if isinstance(leaf, kind)]
+
+
+def _stand_in(tensor: Any) -> Any:
+    """A tensor of the same shape, of one entry in memory."""
+    import torch
+
+    one = torch.zeros((), dtype=tensor.payload.dtype, device=tensor.place)
+    return one.expand(tensor.payload.shape)
+
+
+def _on_meta(kind: Any, args: Any, kwargs: Any) -> Any:
+    """The arguments with all tensors, and all devices named, on torch's meta device."""
+    import torch
+    from torch.utils._pytree import tree_map_only
+
+    def moved(tensor: Any) -> Any:
+        if isinstance(tensor, kind):
+            return tensor.payload
+        return torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
+
+    args, kwargs = tree_map_only(torch.Tensor, moved, (args, kwargs))
+    args, kwargs = tree_map_only(torch.device, lambda _: torch.device("meta"), (args, kwargs))
+    if "device" in kwargs:
+        kwargs["device"] = "meta"
+    return args, kwargs
 
 
 def _refuse_writing(name: str, args: Any, kind: Any) -> None:

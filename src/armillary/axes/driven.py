@@ -1,13 +1,12 @@
 """A model that a pipeline drives: all micro batches of a step, in the order of a schedule."""
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from armillary.axes.absent import Meta, tensor_leaves
 from armillary.axes.balance import Stages
-from armillary.axes.stages import Outputs, Part
+from armillary.axes.line import Inputs, Line
+from armillary.axes.stages import Part
 from armillary.spec import SpecError
 
 if TYPE_CHECKING:
@@ -27,26 +26,6 @@ CLASSES = {
     "zbv": "ScheduleZBVZeroBubble",
     "dualpipev": "ScheduleDualPipeV",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Inputs:
-    """A micro batch as the model takes it, and in which state of torch it is called."""
-
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    seed: int
-    random_state: Any
-    autocast: "tuple[bool, torch.dtype] | None"
-
-
-@dataclass(slots=True)
-class Shapes:
-    """What inputs of one shape make of a stage: what comes in, what goes out, what is absent."""
-
-    taken: tuple[Meta, ...] = ()
-    handed: tuple[Meta, ...] = ()
-    outputs: Outputs = field(default_factory=dict)
 
 
 class _CapturedError(Exception):
@@ -90,14 +69,10 @@ class Driven:
         device: "torch.device",
         recomputes: bool,
     ) -> None:
-        import torch.distributed as dist
-
         self.module, self.parts, self.stages, self.schedule = module, parts, stages, schedule
         self.shared, self.group, self.device = shared, group, device
         self.recomputes = recomputes  # a block is computed again once, for all its gradients
-        self.rank = dist.get_rank(group)
-        self.last_rank = stages.ranks[-1]
-        self.known: dict[Any, dict[int, Shapes]] = {}
+        self.line = Line(module, parts, stages, group, device)
         self.schedules: dict[int, Any] = {}
         self.losses: Sequence[Callable[[Any], Tensor]] = ()
         self.was_training: bool | None = None
@@ -110,7 +85,7 @@ class Driven:
         self._follow_mode()
         inputs = [self._capture(loss) for loss in losses]
         self._learn_shapes(inputs)
-        shapes = [self.known[self._key(one)] for one in inputs]
+        shapes = [self.line.known[self.line.key(one)] for one in inputs]
         self.losses = losses
         schedule, held = self._schedule(len(inputs))
         for stage in held:
@@ -128,7 +103,7 @@ class Driven:
 
         def take(*args: Any, **kwargs: Any) -> Any:
             captured = _CapturedError(args, kwargs)
-            captured.inputs = self._inputs(args, kwargs)  # type: ignore[attr-defined]
+            captured.inputs = self.line.inputs(args, kwargs)  # type: ignore[attr-defined]
             raise captured
 
         try:
@@ -142,19 +117,6 @@ class Driven:
             "does not call the model",
             "the loss of a batch is computed from model(...) (axes/driven.py)",
             "call the model in the loss",
-        )
-
-    def _inputs(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Inputs:
-        import torch
-
-        kind = self.device.type
-        autocast = torch.is_autocast_enabled(kind)
-        return Inputs(
-            args=args,
-            kwargs=kwargs,
-            seed=torch.initial_seed(),
-            random_state=_random_state(self.device),
-            autocast=(autocast, torch.get_autocast_dtype(kind)) if autocast else None,
         )
 
     def loss(self, index: int) -> "Tensor":
@@ -211,21 +173,6 @@ class Driven:
             return UNEVEN[self.schedule]
         return self.schedule
 
-    @contextlib.contextmanager
-    def state_of(self, part: Part, inputs: Inputs) -> Iterator[None]:
-        """Random numbers and autocast of a stage's forward: the first's are the serial ones."""
-        import torch
-
-        if part.index == 0:
-            _set_random_state(self.device, inputs.random_state)
-        else:
-            torch.manual_seed((inputs.seed * 1_000_003 + part.index) % 2**63)
-        with contextlib.ExitStack() as stack:
-            if inputs.autocast is not None:
-                enabled, dtype = inputs.autocast
-                stack.enter_context(torch.autocast(self.device.type, dtype, enabled))
-            yield
-
     # -------------------------------------------------------------------------- evaluation
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The model's output, on every rank of the pipeline, without gradients."""
@@ -239,8 +186,8 @@ class Driven:
                 "call it under torch.no_grad(), or train with `armillary train`",
             )
         self._follow_mode()
-        self._pass_through(self._inputs(args, kwargs))
-        return self._result_of_all()
+        self.line.pass_through(self.line.inputs(args, kwargs))
+        return self.line.result_of_all()
 
     def _learn_shapes(self, inputs: Sequence[Inputs]) -> None:
         """Pass inputs of a shape that is new through all stages, once, to see what they make.
@@ -250,8 +197,8 @@ class Driven:
         import torch
         import torch.distributed as dist
 
-        news = {self._key(one): i for i, one in reversed([*enumerate(inputs)])}
-        first = [i for key, i in news.items() if key not in self.known]
+        news = {self.line.key(one): i for i, one in reversed([*enumerate(inputs)])}
+        first = [i for key, i in news.items() if key not in self.line.known]
         is_new = torch.zeros(len(inputs), dtype=torch.int32, device=self.device)
         is_new[first] = 1
         if dist.get_world_size() > self.group.size():
@@ -262,125 +209,16 @@ class Driven:
         buffers = [(b, b.clone()) for part in self.parts for b in part.module.buffers()]
         with torch.no_grad(), torch.random.fork_rng(devices, device_type=self.device.type):
             for i in is_new.nonzero().flatten().tolist():
-                self._pass_through(inputs[i])
+                self.line.pass_through(replace(inputs[i], counts=False))
         for buffer, before in buffers:
             buffer.copy_(before)
-
-    def _key(self, inputs: Inputs) -> Any:
-        from torch.utils._pytree import tree_flatten
-
-        leaves, spec = tree_flatten((inputs.args, inputs.kwargs))
-        return (
-            str(spec),
-            tuple((tuple(x.shape), x.dtype) if hasattr(x, "dtype") else repr(x) for x in leaves),
-            self.module.training,
-            inputs.autocast,
-        )
-
-    def _pass_through(self, inputs: Inputs) -> None:
-        """Run the stages of all ranks one after another, and note shapes that are new."""
-        key = self._key(inputs)
-        is_new = key not in self.known
-        shapes = self.known.setdefault(key, {part.index: Shapes() for part in self.parts})
-        local: tuple[Any, ...] = ()
-        for part in self.parts:
-            found = shapes[part.index]
-            received = self._receive(part, found, local, is_new)
-            if is_new:
-                part.records = {path: [*calls] for path, calls in found.outputs.items()}
-            with self.state_of(part, inputs):
-                local = self.call(part, received, inputs, found)
-            if is_new:
-                found.handed = () if part.is_last else tuple(_meta(t) for t in local)
-                self._tell(part, found, part.records or {}, shapes)
-                part.records = None
-            self._send(part, local)
-
-    def call(
-        self, part: Part, received: Sequence[Any], inputs: Inputs, shapes: Shapes
-    ) -> tuple[Any, ...]:
-        """What the stage `part` hands out for the tensors that came in."""
-        part.outputs = shapes.outputs
-        if part.index == 0:
-            handed: tuple[Any, ...] = part.module(*inputs.args, **inputs.kwargs)
-        else:
-            handed = part.module(*received, inputs=(inputs.args, inputs.kwargs))
-        return handed if part.is_last else tuple(t.contiguous() for t in handed)
-
-    def _receive(
-        self, part: Part, found: Shapes, local: tuple[Any, ...], is_new: bool
-    ) -> tuple[Any, ...]:
-        import torch
-        import torch.distributed as dist
-
-        if part.index == 0:
-            return ()
-        before = self.stages.ranks[part.index - 1]
-        if before == self.rank:
-            return local
-        if is_new:
-            told: list[Any] = [None]
-            dist.recv_object_list(told, group=self.group, group_src=before, device=self.device)
-            found.taken, found.outputs = told[0]
-        received = tuple(
-            torch.empty(meta.shape, dtype=meta.dtype, device=self.device) for meta in found.taken
-        )
-        for tensor in received:
-            dist.recv(tensor, group=self.group, group_src=before)
-        return received
-
-    def _tell(self, part: Part, found: Shapes, records: Outputs, shapes: dict[int, Shapes]) -> None:
-        import torch.distributed as dist
-
-        if part.is_last:
-            return
-        after = self.stages.ranks[part.index + 1]
-        if after == self.rank:
-            shapes[part.index + 1].taken = found.handed
-            shapes[part.index + 1].outputs = records
-        else:
-            told = [(found.handed, records)]
-            dist.send_object_list(told, group=self.group, group_dst=after, device=self.device)
-
-    def _send(self, part: Part, tensors: tuple[Any, ...]) -> None:
-        import torch.distributed as dist
-
-        if part.is_last or self.stages.ranks[part.index + 1] == self.rank:
-            return
-        for tensor in tensors:
-            dist.send(tensor, group=self.group, group_dst=self.stages.ranks[part.index + 1])
-
-    def _result_of_all(self) -> Any:
-        """The last stage's result on every rank: its structure as an object, then its tensors."""
-        import torch
-        import torch.distributed as dist
-        from torch.distributed.tensor import DTensor
-        from torch.utils._pytree import tree_map_only
-
-        told: list[Any] = [None]
-        result = None
-        if self.rank == self.last_rank:
-            result, self.parts[-1].result = self.parts[-1].result, None
-            result = tree_map_only(DTensor, lambda t: t.full_tensor(), result)
-            result = tree_map_only(torch.Tensor, lambda t: t.contiguous(), result)
-            told = [tree_map_only(torch.Tensor, _meta, result)]
-        dist.broadcast_object_list(
-            told, group=self.group, group_src=self.last_rank, device=self.device
-        )
-        if result is None:
-            result = tree_map_only(
-                Meta, lambda m: torch.empty(m.shape, dtype=m.dtype, device=self.device), told[0]
-            )
-        for tensor in tensor_leaves(result):
-            dist.broadcast(tensor, group=self.group, group_src=self.last_rank)
-        return result
 
     # ------------------------------------------------------------------------- what is shared
     def _from_last(self, values: "Tensor") -> "Tensor":
         import torch.distributed as dist
 
         on_device = values.to(self.device).clone()
-        dist.broadcast(on_device, group=self.group, group_src=self.last_rank)
+        dist.broadcast(on_device, group=self.group, group_src=self.line.last_rank)
         return on_device.to(values.device)
 
     def _add_up_copies(self) -> None:
@@ -393,14 +231,14 @@ class Driven:
 
         for path in sorted(self.shared):
             ranks = self.shared[path]
-            if self.rank not in ranks:
+            if self.line.rank not in ranks:
                 continue
             parameter = self.module.get_parameter(path)
             setattr(parameter, COPIES, len(ranks))
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
             gradient = _local(parameter.grad)
-            if self.rank != ranks[0]:
+            if self.line.rank != ranks[0]:
                 dist.send(gradient.contiguous(), group=self.group, group_dst=ranks[0])
                 total = torch.empty_like(gradient, memory_format=torch.contiguous_format)
                 dist.recv(total, group=self.group, group_src=ranks[0])
@@ -424,28 +262,7 @@ class Driven:
                 module.training = modes.get(path, self.module.training)
 
 
-def _meta(tensor: "Tensor") -> Meta:
-    return Meta(tuple(tensor.shape), tensor.dtype)
-
-
 def _local(gradient: "Tensor") -> "Tensor":
     """The part of a gradient that this rank holds."""
     local: Tensor = getattr(gradient, "_local_tensor", gradient)
     return local
-
-
-def _random_state(device: "torch.device") -> Any:
-    import torch
-
-    on_device = None
-    if device.type != "cpu":
-        on_device = torch.get_device_module(device).get_rng_state(device)
-    return torch.get_rng_state(), on_device
-
-
-def _set_random_state(device: "torch.device", state: Any) -> None:
-    import torch
-
-    torch.set_rng_state(state[0])
-    if state[1] is not None:
-        torch.get_device_module(device).set_rng_state(state[1], device)

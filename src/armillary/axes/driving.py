@@ -28,7 +28,8 @@ def drive(
 ) -> "nn.Module":
     """`module` with the tensors of this rank's stages, under their own names, and a driven step.
 
-    `recomputes` says that blocks compute their activations twice. `shared` are the coordinates that hold a parameter, by its path, where these are several.
+    `recomputes` says that blocks compute their activations twice. `shared` are the coordinates that
+    hold a parameter, by its path, where these are several.
     """
     rank = mesh.get_local_rank()
     device = device_of(mesh)

@@ -47,6 +47,13 @@ def _multiply(cut: Any, function: Any, x: Any, y: Any, **kwargs: Any) -> Any:
     return cut.joined(out, x, x.placements, [*x.shape[:-1], y.shape[-1]])
 
 
+def _norm(cut: Any, function: Any, x: Any, normalized_shape: Any, *args: Any, **kwargs: Any) -> Any:
+    """A norm over the last dims; what is cut by one of them is made whole."""
+    if any(cut.is_cut(x, dim) for dim in range(x.ndim - len(normalized_shape), x.ndim)):
+        x = cut.entered(x)
+    return function(x, normalized_shape, *args, **kwargs)
+
+
 def apply_dropout(cut: Any, function: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
     """Zeros drawn for the whole tensor on every rank: those of the serial program.
 
@@ -68,6 +75,7 @@ def _draws(p: float = 0.5, training: bool = True, inplace: bool = False) -> bool
 
 HANDLERS: dict[str, Callable[..., Any]] = {
     "linear": apply_linear,
+    **dict.fromkeys(("layer_norm", "rms_norm"), _norm),
     **dict.fromkeys(("matmul", "bmm", "__matmul__"), _multiply),
     **dict.fromkeys(("dropout", "dropout1d", "dropout2d", "dropout3d"), apply_dropout),
 }

@@ -24,8 +24,8 @@ def exchange(cut: Any, x: Any, dim: int, sizes: Sequence[int]) -> "tuple[DTensor
     mesh_dim, dim = cut.mesh_dim(x), dim % x.ndim
     degree, rank = x.device_mesh.size(mesh_dim), x.device_mesh.get_local_rank(mesh_dim)
     if any(size % degree for size in sizes):
-        whole = cut.laid(x, Replicate())
-        return tuple(torch.split(whole, list(sizes), dim))
+        whole: Any = torch.split(cut.laid(x, Replicate()), list(sizes), dim)
+        return tuple(whole)
     sent, received = _runs(sizes, degree, rank)
     local = x.to_local().movedim(dim, 0)
     order = [row for runs in sent for run in runs for row in run]

@@ -135,7 +135,25 @@ class Pipeline:
         told = np.array([float(stages is not None) for stages in rows])
         if told.any():
             found.append(_transfer("broadcast", np.full(len(rows), 16.0), told, "", ""))
+            found += self._agreement(layouts, told)
         return found
+
+    def _agreement(self, layouts: Layouts, told: NDArray[np.float64]) -> list[Transfer]:
+        """Whether any rank of the mesh meets a shape that is new: a number a micro batch."""
+        others = {a: d for a, d in layouts.degrees.items() if a != self.name and (d > 1).any()}
+        if not others:
+            return []
+        asks = np.any([degrees > 1 for degrees in others.values()], axis=0)
+        return [
+            Transfer(
+                collective="all_reduce",
+                group=(self.name, *others),
+                bytes=4.0 * layouts.num_micro_batches.astype(np.float64),
+                per_step=told * asks,
+                hidden_behind="",
+                path="",
+            )
+        ]
 
     def apply(
         self, module: "nn.Module", mesh: "DeviceMesh", layout: Layout, graph: ModelGraph

@@ -110,6 +110,14 @@ class Tensor:
         yield refuse(
             self.name,
             layouts,
+            wants & (layouts.degree("sequence") > 1),
+            "norms=cut at degree {degree} beside the sequence axis",
+            "tokens are cut along one axis (axes/tensor.py)",
+            "use tensor.norms=whole, or sequence=1",
+        )
+        yield refuse(
+            self.name,
+            layouts,
             wants & ~begins,
             f"norms=cut at degree {{degree}} for {graph.name}, whose tokens come in whole",
             "tokens are cut where an embedding is cut by words (axes/tensor.py)",

@@ -9,6 +9,7 @@ from torch import nn
 
 from armillary.axes import admit, discover
 from armillary.axes.compose import compose
+from armillary.axes.door import parts
 from armillary.models import Call, read
 from armillary.models.deferred import Deferred, NotDeferrable, defer
 from armillary.spec import Layout, ModelGraph
@@ -68,9 +69,32 @@ def _build_in_parts(
     if layout.compile:
         module.compile()
     module = compose(module, world.mesh, layout, graph)
-    module.to_empty(device=world.device)
+    _give_memory(module, world.device)
     fill(module, deferred, seed)
     return module, graph
+
+
+def _give_memory(module: nn.Module, device: torch.device) -> None:
+    """Give the tensors of `module` memory, without values.
+
+    torch makes new ones, so tied parameters are tied again, and the stages of a pipeline, which
+    hold the same tensors by the same names, are given the new.
+    """
+    owners = {id(p): path for path, p in reversed([*module.named_parameters()])}
+    names = module.named_parameters(remove_duplicate=False)
+    same = {path: owners[id(parameter)] for path, parameter in names}
+    module.to_empty(device=device)
+    for part in [module, *parts(module)]:
+        for path, _ in [*part.named_parameters(remove_duplicate=False)]:
+            _put(part, path, module.get_parameter(same[path]))
+        for path, _ in [*part.named_buffers(remove_duplicate=False)]:
+            _put(part, path, module.get_buffer(path))
+
+
+def _put(module: nn.Module, path: str, tensor: torch.Tensor) -> None:
+    owner, _, name = path.rpartition(".")
+    if getattr(module.get_submodule(owner), name) is not tensor:
+        setattr(module.get_submodule(owner), name, tensor)
 
 
 def _read_without_memory(module: nn.Module, example: Example, layout: Layout) -> ModelGraph:

@@ -53,7 +53,12 @@ class Recipe:
 
     def model(self) -> Any:
         """The recipe's module, built with the options that `model` takes."""
-        return self.module.model(**self.options_of(self.module.model))
+        model = self.module.model(**self.options_of(self.module.model))
+        if isinstance(styles := getattr(self.module, "tensor", None), Mapping):
+            from armillary.models.named_splits import name_splits
+
+            name_splits(model, styles)
+        return model
 
     def data(self) -> Mapping[str, Any]:
         """The recipe's splits by name, built with the options that `data` takes."""

@@ -1,12 +1,12 @@
 """Will this plasma disrupt? A small ensemble that reads a tokamak shot row by row.
 
-Sixteen slow signals of MAST, every 5 ms, become 28 features that say how near the plasma is to
-its known limits. Recurrent members (the family of FRNN: Kates-Harbeck, Svyatkovskiy & Tang 2019,
-Nature 568, 526) and members that see one row at a time learn together how a shot will end, and
-whether it does so soon; two forests of random trees give a second opinion (`forest`). How a shot
-ended is read from its own plasma current (`labels`), the rivals are gradient boosting and two
-cheats (`baselines`), and a shot is judged by the rows until 30 ms before its current falls
-(`alarms`).
+Sixteen slow signals of MAST, every 5 ms, become 47 features that say how near the plasma is to
+its known limits, and what became of it on the way (`features`). Recurrent members (the family of
+FRNN: Kates-Harbeck, Svyatkovskiy & Tang 2019, Nature 568, 526) learn together how a shot will
+end, and whether it does so soon; two forests of random trees give a second opinion (`forest`).
+How a shot ended is read from its own plasma current (`labels`), the rivals are gradient boosting
+and two cheats (`baselines`), and a shot is judged by the rows until 30 ms before its current
+falls (`alarms`).
 
 Data: a table of shots (`armillary.feeds.shots`), found by `path` or ARMILLARY_DATA. None is in
 the package. Splits: `split=random` is five-fold by shot, `split=time` tests on shots >= 24000.
@@ -28,7 +28,7 @@ from torch.optim.lr_scheduler import OneCycleLR
 from armillary.recipes.fusion.alarms import LEAD_ROWS, auc, evaluate, shot_scores, warning_times
 from armillary.recipes.fusion.baselines import Scores, rival_scores
 from armillary.recipes.fusion.features import FEATURES
-from armillary.recipes.fusion.forest import Forest, with_history
+from armillary.recipes.fusion.forest import Forest
 from armillary.recipes.fusion.labels import STEP_S
 from armillary.recipes.fusion.network import (
     ENDS_HARD,
@@ -96,7 +96,7 @@ def model(
     split: str = "random",
     fold: int = 0,
     validation_share: float = 0.1,
-    kinds: str = "gru+rows+forest",
+    kinds: str = "gru+forest",
     members: int = 8,
     hidden_size: int = 24,
     dropout: float = 0.3,
@@ -106,7 +106,7 @@ def model(
             raise SpecError(
                 "fusion.kinds",
                 f"{kind!r} is no kind of member",
-                "kinds are joined by +, as in gru+rows+forest",
+                "kinds are joined by +, as in gru+forest",
                 nearest(kind, [*KINDS, FOREST]),
             )
     try:
@@ -282,26 +282,25 @@ def build(
     quantiles = quantiles_of(shots) if shots else np.full((len(FEATURES), NUM_QUANTILES), np.nan)
     network = Ensemble(kinds.split("+"), members, quantiles, hidden_size, dropout)
     if network.forests and shots:
-        inputs, hard, soon = forest_rows(shots)
+        rows, hard, soon = forest_rows(shots)
         for seed, (forest, target) in enumerate(zip(network.forests, (hard, soon), strict=True)):
-            cast(Forest, forest).grow(inputs, target, seed)
+            cast(Forest, forest).grow(rows, target, seed)
     return network
 
 
 def forest_rows(shots: Sequence[Shot]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Rows (N, I) with their history until the current falls, whether their shots ended in a
-    disruption (N), and whether it began within 100 ms (N)."""
-    inputs, hard, soon = [], [], []
+    """Rows (N, F) until the current falls, whether their shots ended in a disruption (N), and
+    whether it began within 100 ms (N)."""
+    rows, hard, soon = [], [], []
     for shot in shots:
         end = shot.ending
         if end is None or not (end.is_disruption or end.is_soft):
             continue
-        features = torch.from_numpy(shot.features_TF[: end.fall_row + 1]).float()
-        row = np.arange(FIRST_JUDGED_ROW, len(features))
-        inputs.append(with_history(features[None])[0, FIRST_JUDGED_ROW:].numpy())
+        row = np.arange(FIRST_JUDGED_ROW, end.fall_row + 1)
+        rows.append(shot.features_TF[row].astype(np.float32))
         hard.append(np.full(len(row), end.is_disruption))
         soon.append((row >= end.fall_row - SOON_ROWS[0]) & end.is_disruption)
-    return np.concatenate(inputs), np.concatenate(hard), np.concatenate(soon)
+    return np.concatenate(rows), np.concatenate(hard), np.concatenate(soon)
 
 
 def quantiles_of(shots: Sequence[Shot]) -> np.ndarray:

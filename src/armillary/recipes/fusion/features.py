@@ -1,7 +1,9 @@
 """Physics of each row: how near the plasma is to the limits that end it.
 
 Every feature of row t is computed from rows up to t of the same shot. Neither the shot's number
-nor the time since its start is among them.
+nor the time since its start is among them. Beside the state of the plasma stands what became of
+it (`_memory`): how far a quantity has fallen from its highest or risen from its lowest value so
+far, its change over 50 ms, and the beams' history.
 
 Sources of the limits: density n/n_G, Greenwald et al. 1988, Nucl. Fusion 28, 2199; normalised
 beta and beta_N / li, Troyon et al. 1984, Plasma Phys. Control. Fusion 26, 209 and Strait 1994,
@@ -20,7 +22,7 @@ from armillary.feeds.shots import VARIABLES
 
 Array = NDArray[np.float64]
 
-FEATURES = (
+STATE = (
     *("current_ma", "current_over_peak", "greenwald_fraction", "density_1e19"),
     *("inverse_q95", "q95", "q_axis", "li", "elongation", "minor_radius_m"),
     *("upper_triangularity", "lower_triangularity", "asymmetry"),
@@ -28,21 +30,44 @@ FEATURES = (
     *("radiated_mw", "beam_mw", "radiated_fraction", "radiated_per_density", "confinement"),
     *("kink", "li_over_q95", "elongation_li", "minor_radius_field_tm"),
 )
+FALLING = ("beam_mw", "energy_1e5_j", "density_1e19", "beta_n", "radiated_mw", "current_ma")
+RISING = ("li", "q95", "elongation")
+CHANGING = (
+    *("current_ma", "li", "density_1e19", "energy_1e5_j", "radiated_mw", "q95", "beta_n"),
+    "elongation",
+)
+MEMORY = (
+    *(f"{name}_below_highest" for name in FALLING),
+    *(f"{name}_above_lowest" for name in RISING),
+    *(f"{name}_change" for name in CHANGING),
+    *("rows_since_beams", "beam_share"),
+)
+FEATURES = (*STATE, *MEMORY)
 
 OHMIC_MW = 0.5
 """Ohmic power that stands in every power balance: a beamless MAST plasma heats itself so."""
+BEAMS_ON_MW = 0.3
+"""Beams count as on above this: of the rows of 286 shots 64 % are below 0.02 MW and 35 % above
+0.6 MW."""
+CHANGE_ROWS = 10
+LONGEST_ROWS = 20
+"""100 ms: how long ago the beams ended is told no further."""
 
 
 def physics_features(signals_TV: NDArray[np.floating]) -> Array:
     """Features (T, F), each clipped to what is physical; NaN before a signal's first value.
 
-    A gap after that carries the last value on. Units are in the names of FEATURES.
+    A gap after that carries the last value on. What has no value yet has not changed: its memory
+    is 0. Units are in the names of FEATURES.
     """
     signals = np.asarray(signals_TV, np.float64)
     value = {name: signals[:, i] for i, name in enumerate(VARIABLES)}
     with np.errstate(invalid="ignore", divide="ignore"):
         columns = {**_profile(value), **_pressure(value), **_power(value), **_combined(value)}
-    return hold_last(np.stack([columns[name] for name in FEATURES], axis=1))
+    state = hold_last(np.stack([columns[name] for name in STATE], axis=1))
+    columns = _memory(dict(zip(STATE, state.T, strict=True)))
+    memory = np.nan_to_num(np.stack([columns[name] for name in MEMORY], axis=1))
+    return np.concatenate([state, memory], axis=1)
 
 
 def hold_last(values_TF: Array) -> Array:
@@ -117,3 +142,22 @@ def _combined(value: dict[str, Array]) -> dict[str, Array]:
         "elongation_li": value["elongation"] * li,
         "minor_radius_field_tm": np.clip(field, 0, 0.6),
     }
+
+
+def _memory(state: dict[str, Array]) -> dict[str, Array]:
+    """What became of the plasma until each row, from values with no gap after their first."""
+    columns = {}
+    for name in FALLING:
+        columns[f"{name}_below_highest"] = state[name] - np.fmax.accumulate(state[name])
+    for name in RISING:
+        columns[f"{name}_above_lowest"] = state[name] - np.fmin.accumulate(state[name])
+    row = np.arange(len(state["beam_mw"]))
+    for name in CHANGING:
+        earlier = state[name][np.maximum(row - CHANGE_ROWS, 0)]
+        first = state[name][np.argmax(~np.isnan(state[name]))]
+        columns[f"{name}_change"] = state[name] - np.where(np.isnan(earlier), first, earlier)
+    on = state["beam_mw"] > BEAMS_ON_MW
+    last = np.maximum.accumulate(np.where(on, row, -1))
+    columns["rows_since_beams"] = np.where(last < 0, 0, np.minimum(row - last, LONGEST_ROWS)) * 1.0
+    columns["beam_share"] = np.cumsum(on) / (row + 1)
+    return columns

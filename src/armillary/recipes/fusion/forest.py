@@ -7,12 +7,10 @@ checkpoint carries them and scoring needs torch alone. Nothing of them is traine
 
 Source: Geurts, Ernst & Wehenkel 2006, "Extremely randomized trees", Machine Learning 63, 3-42.
 
-Letters of shapes: B shots, T rows, F features, N rows of all shots, R trees, M nodes of a tree.
+Letters of shapes: B shots, T rows, F features, N rows of all shots, R trees.
 """
 
 from __future__ import annotations
-
-import math
 
 import numpy as np
 import torch
@@ -22,20 +20,18 @@ from torch import nn
 from armillary.spec import SpecError
 
 NUM_TREES = 100
-MAX_LEAVES = 512
+MAX_LEAVES = 256
 NUM_NODES = 2 * MAX_LEAVES - 1
 FEATURE_SHARE = 0.4
 MISSING = -9.0
-"""Stands for a value not yet measured; below every physical one."""
+"""Stands for a value not yet measured; only the steepest changes of q95 lie below it."""
 SUREST = 1e-3
-RECENT_ROWS = 8
 
 
 class Forest(nn.Module):
-    """Logit (B, T) of what the trees were grown to tell, from features (B, T, F) until that row.
+    """Logit (B, T) of what the trees were grown to tell, from the features (B, T, F) of that row.
 
-    A row is seen with each feature's means of the rows before it (`with_history`). A forest that
-    was not grown gives 0 until a checkpoint fills it.
+    A forest that was not grown gives 0 until a checkpoint fills it.
     """
 
     def __init__(self, num_trees: int = NUM_TREES, num_nodes: int = NUM_NODES) -> None:
@@ -51,8 +47,10 @@ class Forest(nn.Module):
         self.register_buffer("value", torch.full((num_trees, num_nodes), 0.5))
         self.register_buffer("depth", torch.zeros((), dtype=torch.int64))
 
-    def grow(self, inputs_NI: NDArray[np.floating], target_N: NDArray[np.bool_], seed: int) -> None:
-        """Grow the trees on rows as `with_history` gives them, and what is true of them."""
+    def grow(
+        self, features_NF: NDArray[np.floating], target_N: NDArray[np.bool_], seed: int
+    ) -> None:
+        """Grow the trees on rows of features, and what is true of them."""
         try:
             from sklearn.ensemble import ExtraTreesClassifier
         except ImportError:
@@ -67,7 +65,7 @@ class Forest(nn.Module):
             max_leaf_nodes=(self.feature.shape[1] + 1) // 2,
             max_features=FEATURE_SHARE,
             random_state=seed,
-        ).fit(inputs_NI, target_N)
+        ).fit(np.nan_to_num(features_NF, nan=MISSING), target_N)
         for i, grown in enumerate(trees.estimators_):
             tree = grown.tree_
             is_leaf = tree.children_left < 0
@@ -87,31 +85,14 @@ class Forest(nn.Module):
 
     @torch.no_grad()
     def forward(self, features_BTF: torch.Tensor) -> torch.Tensor:
-        inputs_BTI = with_history(features_BTF)
-        inputs_NI = inputs_BTI.flatten(0, 1)
-        tree_R = torch.arange(len(self.feature), device=inputs_NI.device)
-        node_NR = torch.zeros(
-            len(inputs_NI), len(tree_R), dtype=torch.int64, device=inputs_NI.device
-        )
+        rows_NF = features_BTF.nan_to_num(MISSING).flatten(0, 1)
+        tree_R = torch.arange(len(self.feature), device=rows_NF.device)
+        shape = (len(rows_NF), len(tree_R))
+        node_NR = torch.zeros(shape, dtype=torch.int64, device=rows_NF.device)
         for _ in range(int(self.depth)):
-            seen_NR = inputs_NI.gather(1, self.feature[tree_R, node_NR])
+            seen_NR = rows_NF.gather(1, self.feature[tree_R, node_NR])
             right_NR = (seen_NR > self.threshold[tree_R, node_NR]).long()
             node_NR = self.child[tree_R, node_NR, right_NR]
         chance_N = self.value[tree_R, node_NR].mean(1).clamp(SUREST, 1 - SUREST)
         logit: torch.Tensor = torch.logit(chance_N).view(features_BTF.shape[:2])
         return logit
-
-
-def with_history(features_BTF: torch.Tensor) -> torch.Tensor:
-    """Features, their means since the shot began and over about 40 ms (B, T, 3 F).
-
-    What is missing counts as 0 in a mean, and stands as `MISSING` beside it.
-    """
-    known = features_BTF.nan_to_num(0.0)
-    count = torch.arange(1, known.shape[1] + 1, device=known.device, dtype=known.dtype)
-    since_start = known.cumsum(1) / count[:, None]
-    share, recent = 1 - math.exp(-1 / RECENT_ROWS), [known[:, 0]]
-    for row in known[:, 1:].unbind(1):
-        recent.append(recent[-1] + share * (row - recent[-1]))
-    latest = features_BTF.nan_to_num(MISSING)
-    return torch.cat([latest, since_start, torch.stack(recent, 1)], dim=-1)

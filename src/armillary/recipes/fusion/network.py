@@ -43,7 +43,7 @@ FOREST = "forest"
 KINDS = ("gru", "lstm", "tcn", "transformer", "rows")
 
 SOON_WEIGHT, SOON_LIMIT = 0.2, 4.0
-NETWORK_WEIGHT, FOREST_WEIGHT = 0.85, 0.4
+NETWORK_WEIGHT, FOREST_WEIGHT, FOREST_SOON_WEIGHT = 0.9, 0.4, 0.2
 FOREST_SOON_LIMITS = (-5.0, 2.0)
 """Chosen on shots below 24000 (docs/log/2026-11-22-fusion.md)."""
 EARLY_LOGIT, EARLY_ROWS = 2.0, 20.0
@@ -301,7 +301,7 @@ def score_logit(logits_KBTO: torch.Tensor, forests_BT2: torch.Tensor | None = No
 def forest_logit(forests_BT2: torch.Tensor) -> torch.Tensor:
     """What the forests add to the alarm's logit (B, T)."""
     ends, soon = forests_BT2.unbind(-1)
-    return FOREST_WEIGHT * (ends + soon.clamp(*FOREST_SOON_LIMITS))
+    return FOREST_WEIGHT * ends + FOREST_SOON_WEIGHT * soon.clamp(*FOREST_SOON_LIMITS)
 
 
 def held_low(logit_BT: torch.Tensor) -> torch.Tensor:
