@@ -18,10 +18,10 @@ import torch.distributed.checkpoint as dcp
 
 from armillary.spec import Layout
 from armillary.step.batches import Step
+from armillary.step.world import World, join
 from armillary.train.loop import Trainer
 from armillary.train.request import new_request
 from armillary.train.stop import StopWish
-from armillary.step.world import World, join
 from benchmarks.cases import gpt
 
 NUM_STEPS_AFTER = 4

@@ -7,9 +7,11 @@ Stages, each added to `benchmarks/results/fusion.json`, from which `fusion.md` i
 - labels  how many endings of each kind, and whether the event table of the machine agrees;
 - select  candidates on shots below 24000 alone: four random folds, and four blocks of neighbouring
           shot numbers left out in turn. No shot of the time split's test is looked at;
+- seeds   the chosen candidate there again, for each draw of the folds and each seed;
 - final   the chosen candidate on both splits, refitted on training and validation shots, beside
           gradient boosting and the cheats, with paired bootstrap intervals over shots;
-- curve   AUC against the number of training shots, and the spread from draw to draw.
+- curve   AUC against the number of training shots, and the spread from draw to draw, with a plot
+          in `fusion.svg`.
 """
 
 from __future__ import annotations
@@ -32,16 +34,18 @@ from armillary.recipes import fusion
 from armillary.recipes.fusion import alarms, baselines, splits
 from armillary.recipes.fusion.network import Ensemble
 from armillary.recipes.fusion.signals import Shot, Shots, read_machine
+from benchmarks.fusion_plot import write_curves
 
 RESULTS = Path(__file__).with_name("results")
-CHOSEN = "gru+rows+forest"
-CANDIDATES = ("gru", "lstm", "tcn", "transformer", "rows", "gru+rows", "gru+lstm+rows", CHOSEN)
+CHOSEN = "gru+forest"
+CANDIDATES = ("gru", "lstm", "rows", "gru+rows", "gru+lstm+forest", CHOSEN)
 MEMBERS, MEMBERS_IN_CHOICE = 8, 3
 NUM_INNER = 4
 PARTS = ("network", "forest")
 CURVE = (0.2, 0.4, 0.6, 0.8, 1.0)
 SEEDS = (0, 1, 2)
 SPLITS = ("random", "time")
+STAGES = ["labels", "select", "seeds", "final", "curve"]
 Predictions = dict[str, np.ndarray]
 
 
@@ -127,11 +131,14 @@ def label_figures(machine: Shots, events: Path | None) -> dict[str, Any]:
     return found
 
 
-def inner_splits(shots: Sequence[Shot]) -> dict[str, list[tuple[list[Shot], list[Shot]]]]:
+Pairs = list[tuple[list[Shot], list[Shot]]]
+
+
+def inner_splits(shots: Sequence[Shot], draw: int = 0) -> dict[str, Pairs]:
     """(train, validation) pairs among the shots: random folds, and blocks by shot number."""
     scored = judged(shots)
-    shuffled = np.random.default_rng(0).permutation(len(scored))
-    pairs: dict[str, list[tuple[list[Shot], list[Shot]]]] = {"random": [], "blocks": []}
+    shuffled = np.random.default_rng(draw).permutation(len(scored))
+    pairs: dict[str, Pairs] = {"random": [], "blocks": []}
     for part in range(NUM_INNER):
         held = {scored[i].shot_id for i in shuffled[part::NUM_INNER]}
         pairs["random"].append(_parted(shots, scored, held))
@@ -162,6 +169,28 @@ def select(machine: Shots, candidates: Sequence[str]) -> dict[str, Any]:
                 found[name][f"{kind}_{metric}"] = float(np.mean(values))
         found[name]["seconds"] = time.perf_counter() - start_s
         print("select", name, found[name], flush=True)
+    return found
+
+
+def seed_spread(machine: Shots, kinds: str) -> dict[str, list[float]]:
+    """Shot AUC on the inner splits for each seed, and for each draw of the random folds."""
+    early = [s for s in machine.shots if s.shot_id < splits.FIRST_TEST_SHOT]
+
+    def inner_auc(kind: str, draw: int, seed: int) -> float:
+        pairs = inner_splits(early, draw)[kind]
+        each = [alarms.evaluate(_inner(kinds, train, held, seed)) for train, held in pairs]
+        value = float(np.mean([one["shot_auc"] for one in each]))
+        print("seeds", kind, "draw", draw, "seed", seed, value, flush=True)
+        return value
+
+    found = {
+        "random folds, a seed each": [inner_auc("random", 0, seed) for seed in SEEDS],
+        "blocks, a seed each": [inner_auc("blocks", 0, seed) for seed in SEEDS],
+    }
+    found["random folds, a draw each"] = [
+        found["random folds, a seed each"][0],
+        *(inner_auc("random", draw, 0) for draw in SEEDS[1:]),
+    ]
     return found
 
 
@@ -197,24 +226,24 @@ def final(machine: Shots, split: str, kinds: str) -> dict[str, Any]:
     return document
 
 
-def curve(machine: Shots, names: Sequence[str]) -> dict[str, Any]:
-    """Shot AUC of each predictor from fewer and fewer training shots, in three draws of them."""
-    found: dict[str, Any] = {}
-    for name, split in itertools.product(names, SPLITS):
-        parts = [
-            splits.assign(machine.shots, split, fold, 0.0, checked=False)
-            for fold in range(splits.NUM_FOLDS if split == "random" else 1)
-        ]
-        for share, seed in itertools.product(CURVE, SEEDS):
-            each = []
-            for part in parts:
-                drawn = np.random.default_rng(seed).permutation(part["train"])
-                train = [machine.shots[i] for i in drawn[: round(share * len(drawn))]]
-                each.append(_inner(name, train, [machine.shots[i] for i in part["test"]], seed))
-            value = alarms.evaluate(joined(each))["shot_auc"]
-            values = found.setdefault(f"{name}, {split}", {}).setdefault(f"{share:.0%}", [])
-            values.append(value)
-        print("curve", name, split, found[f"{name}, {split}"], flush=True)
+def curve(
+    machine: Shots, name: str, split: str, shares: Sequence[float], num_draws: int
+) -> dict[str, list[float]]:
+    """Shot AUC of a predictor from shares of the training shots, one figure a draw of them."""
+    parts = [
+        splits.assign(machine.shots, split, fold, 0.0, checked=False)
+        for fold in range(splits.NUM_FOLDS if split == "random" else 1)
+    ]
+    found: dict[str, list[float]] = {}
+    for share, seed in itertools.product(shares, range(num_draws)):
+        each = []
+        for part in parts:
+            drawn = np.random.default_rng(seed).permutation(part["train"])
+            train = [machine.shots[i] for i in drawn[: round(share * len(drawn))]]
+            each.append(_inner(name, train, [machine.shots[i] for i in part["test"]], seed))
+        value = alarms.evaluate(joined(each))["shot_auc"]
+        found.setdefault(f"{share:.0%}", []).append(value)
+        print("curve", name, split, found, flush=True)
     return found
 
 
@@ -224,9 +253,11 @@ def main() -> None:
     parser.add_argument("--data", required=True)
     parser.add_argument("--events", type=Path)
     parser.add_argument("--out", type=Path, default=RESULTS / "fusion.json")
-    parser.add_argument("--stage", nargs="+", default=["labels", "select", "final", "curve"])
+    parser.add_argument("--stage", nargs="+", default=STAGES)
     parser.add_argument("--candidates", nargs="+", default=[*CANDIDATES, *BOOSTED])
     parser.add_argument("--curve", nargs="+", default=["boosting", CHOSEN])
+    parser.add_argument("--shares", type=float, nargs="+", default=list(CURVE))
+    parser.add_argument("--draws", type=int, default=len(SEEDS))
     parser.add_argument("--splits", nargs="+", default=list(SPLITS))
     asked = parser.parse_args()
     torch.set_num_threads(1)
@@ -252,8 +283,17 @@ def main() -> None:
         for name in asked.candidates:
             document.setdefault("select", {}).update(select(machine, [name]))
             file.write_text(json.dumps(document, indent=1))
+    if "seeds" in asked.stage:
+        document["seeds"] = seed_spread(machine, CHOSEN)
+        file.write_text(json.dumps(document, indent=1))
     if "curve" in asked.stage:
-        document.setdefault("curve", {}).update(curve(machine, asked.curve))
+        for name, split in itertools.product(asked.curve, asked.splits):
+            found = curve(machine, name, split, asked.shares, asked.draws)
+            known = document.setdefault("curve", {}).setdefault(f"{name}, {split}", {})
+            known |= found
+            file.write_text(json.dumps(document, indent=1))
+    if "curve" in document:
+        write_curves(file.with_suffix(".svg"), document["curve"])
     file.write_text(json.dumps(document, indent=1))
     file.with_suffix(".md").write_text(table(document))
 
@@ -286,9 +326,11 @@ def table(document: dict[str, Any]) -> str:
                     f"{_f(one['low'])} to {_f(one['high'])} | {gap} |"
                 )
         lines.append("")
-    if "select" in document:
+    for key, on in (("select", "state and memory"), ("select_state_alone", "the 28 of state")):
+        if key not in document:
+            continue
         lines += [
-            "## Choice, on shots below 24000 alone",
+            f"## Choice, on shots below 24000 alone ({MEMBERS_IN_CHOICE} members; features: {on})",
             "",
             "| candidate | random folds: shot, slice AUC | blocks: shot, slice AUC |",
             "|---|---|---|",
@@ -296,12 +338,23 @@ def table(document: dict[str, Any]) -> str:
         lines += [
             f"| {name} | {_f(v['random_shot_auc'])}, {_f(v['random_slice_auc'])} | "
             f"{_f(v['blocks_shot_auc'])}, {_f(v['blocks_slice_auc'])} |"
-            for name, v in document["select"].items()
+            for name, v in document[key].items()
         ]
         lines.append("")
+    if "seeds" in document:
+        lines += [
+            f"## {CHOSEN} there again ({MEMBERS_IN_CHOICE} members): shot AUC",
+            "",
+            "| spread over | shot AUC |",
+            "|---|---|",
+            *(f"| {name} | {', '.join(map(_f, v))} |" for name, v in document["seeds"].items()),
+            "",
+        ]
     if "curve" in document:
         lines += [
-            "## Shot AUC against the number of training shots, three draws",
+            "## Shot AUC against the number of training shots, one figure a draw",
+            "",
+            f"{CHOSEN} with {MEMBERS_IN_CHOICE} members here.",
             "",
             "| predictor, split | share of the training shots | shot AUC |",
             "|---|---|---|",

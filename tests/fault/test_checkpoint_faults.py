@@ -142,8 +142,8 @@ def test_a_limit_on_file_size_is_told(tmp_path: Path) -> None:
 def _save_for_ever(folder: str) -> None:
     import torch
 
-    from armillary.train.checkpoint import Checkpoints
     from armillary.step.world import World
+    from armillary.train.checkpoint import Checkpoints
 
     world = World(
         rank=0, num_ranks=1, device=torch.device("cpu"), mesh=None, batch_index=0, batch_count=1
@@ -188,8 +188,8 @@ def test_saving_the_same_step_again_puts_nothing_at_risk(
     """A resumed run may save the step it began from: the whole one stays in its place."""
     import torch
 
-    from armillary.train.checkpoint import Checkpoints, checkpoint_path, find_fault
     from armillary.step.world import World
+    from armillary.train.checkpoint import Checkpoints, checkpoint_path, find_fault
 
     world = World(
         rank=0, num_ranks=1, device=torch.device("cpu"), mesh=None, batch_index=0, batch_count=1
@@ -213,8 +213,8 @@ def test_what_is_saved_is_the_state_of_that_moment(tmp_path: Path) -> None:
     """Training goes on in the same memory while the state is written."""
     import torch
 
-    from armillary.train.checkpoint import Checkpoints, checkpoint_path, load
     from armillary.step.world import World
+    from armillary.train.checkpoint import Checkpoints, checkpoint_path, load
 
     world = World(
         rank=0, num_ranks=1, device=torch.device("cpu"), mesh=None, batch_index=0, batch_count=1

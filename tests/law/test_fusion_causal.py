@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from armillary.feeds.shots import VARIABLES
 from armillary.recipes.fusion.alarms import auc, scored_rows, shot_scores, slice_auc
-from armillary.recipes.fusion.features import FEATURES, physics_features
-from armillary.recipes.fusion.forest import Forest, with_history
+from armillary.recipes.fusion.features import FEATURES, STATE, physics_features
+from armillary.recipes.fusion.forest import MISSING, Forest
 from armillary.recipes.fusion.labels import STEP_S, ending
 from armillary.recipes.fusion.network import KINDS, Ensemble, score_logit, training_quantiles
 from armillary.recipes.fusion.signals import clean
@@ -52,6 +52,25 @@ def test_a_shot_cut_short_has_the_same_features(seed: int, row: int) -> None:
     signals = random_signals(seed)
     whole, running = physics_features(clean(signals)), physics_features(clean(signals[: row + 1]))
     np.testing.assert_array_equal(whole[: row + 1], running)
+
+
+def test_what_became_of_a_quantity_is_told() -> None:
+    """Beams on from row 5 to 19, off since; an energy that rises to row 19 and falls."""
+    signals = np.ones((NUM_ROWS, len(VARIABLES)))
+    row = np.arange(NUM_ROWS)
+    signals[:, VARIABLES.index("p_nbi")] = 1e6 * ((row >= 5) & (row < 20))
+    signals[:, VARIABLES.index("wmhd")] = 1e4 * np.minimum(row + 1, 39 - row)
+    signals[:15, VARIABLES.index("li")] = np.nan
+    known = dict(zip(FEATURES, physics_features(clean(signals)).T, strict=True))
+    np.testing.assert_allclose(
+        known["rows_since_beams"][[0, 10, 19, 20, 25, 39]], [0, 0, 0, 1, 6, 20]
+    )
+    np.testing.assert_allclose(known["beam_share"][[4, 9, 39]], [0, 0.5, 15 / 40])
+    np.testing.assert_allclose(known["beam_mw_below_highest"][[4, 10, 30]], [0, 0, -1])
+    np.testing.assert_allclose(known["energy_1e5_j_below_highest"][[19, 29]], [0, -1.0])
+    np.testing.assert_allclose(known["energy_1e5_j_change"][[5, 15, 39]], [0.5, 1.0, -1.0])
+    np.testing.assert_allclose(known["li_change"], 0)  # none yet, or none since its first value
+    assert len(STATE) + 19 == len(FEATURES)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -158,23 +177,24 @@ def test_rows_too_late_for_an_alarm_count_nothing() -> None:
 
 
 def grown_forest(seed: int = 0) -> tuple[Forest, np.ndarray, np.ndarray]:
-    """A small forest, the rows (N, I) it was grown on, and what it was told of them."""
+    """A small forest, the rows (N, F) it was grown on, and what it was told of them."""
     generator = np.random.default_rng(seed)
-    features = generator.normal(size=(20, NUM_ROWS, 5)).astype(np.float32)
-    inputs = with_history(torch.from_numpy(features)).flatten(0, 1).numpy()
-    target = inputs[:, 0] + inputs[:, 7] > 0.2
+    rows = generator.normal(size=(20 * NUM_ROWS, 5)).astype(np.float32)
+    target = rows[:, 0] + rows[:, 3] > 0.2
+    rows[generator.random(rows.shape) < 0.1] = np.nan
     forest = Forest(num_trees=10, num_nodes=63)
-    forest.grow(inputs, target, seed)
-    return forest, inputs, target
+    forest.grow(rows, target, seed)
+    return forest, rows, target
 
 
 def test_a_forest_says_what_scikit_learn_says() -> None:
     from sklearn.ensemble import ExtraTreesClassifier
 
-    forest, inputs, target = grown_forest()
+    forest, rows, target = grown_forest()
+    filled = np.nan_to_num(rows, nan=MISSING)
     theirs = ExtraTreesClassifier(10, max_leaf_nodes=32, max_features=0.4, random_state=0)
-    chance = theirs.fit(inputs, target).predict_proba(inputs)[:, 1].clip(1e-3, 1 - 1e-3)
-    features = torch.from_numpy(inputs[:, :5].reshape(20, NUM_ROWS, 5))
+    chance = theirs.fit(filled, target).predict_proba(filled)[:, 1].clip(1e-3, 1 - 1e-3)
+    features = torch.from_numpy(rows.reshape(20, NUM_ROWS, 5))
     logit = forest(features).flatten().numpy()
     np.testing.assert_allclose(1 / (1 + np.exp(-logit)), chance, atol=1e-5)
 

@@ -83,8 +83,8 @@ class Result:
         """The model's tensors in the newest checkpoint, whatever layout wrote it."""
         import torch
 
-        from armillary.train.checkpoint import checkpoint_path, saved_steps
         from armillary.step.recipe import load_recipe
+        from armillary.train.checkpoint import checkpoint_path, saved_steps
         from armillary.train.state import restore_model
 
         manifest = self.folder.manifest

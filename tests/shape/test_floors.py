@@ -14,12 +14,13 @@ import pytest
 from tests.shape.reading import PACKAGE, REPOSITORY
 
 CONFIGURATION = REPOSITORY / "pyproject.toml"
-# The design's floors, top to bottom.
+# The design's floors, top to bottom; `step` is what `train` and `verify` both run.
 FLOORS = [
     {"__main__"},
     {"cli"},
     {"recipes"},
     {"plan", "verify", "rehearse", "train", "audit", "serve"},
+    {"step"},
     {"axes", "models", "machines", "networks", "feeds"},
     {"core"},
     {"spec"},

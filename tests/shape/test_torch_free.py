@@ -26,7 +26,7 @@ from tests.shape.reading import (
     statements_at_import,
 )
 
-MAY_IMPORT_TORCH_AT_MODULE_LEVEL = {"models", "verify", "train", "serve", "recipes"}
+MAY_IMPORT_TORCH_AT_MODULE_LEVEL = {"models", "step", "verify", "train", "serve", "recipes"}
 LAZY_MODULES = [
     "armillary",
     "armillary.spec",

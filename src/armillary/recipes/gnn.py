@@ -33,6 +33,7 @@ monitor = "min:relative_rmse"
 
 
 def perceptron(num_in: int, h: int) -> nn.Sequential:
+    """Two linear maps to H features, normed."""
     return nn.Sequential(nn.Linear(num_in, h), nn.SiLU(), nn.Linear(h, h), nn.LayerNorm(h))
 
 
