@@ -8,8 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from armillary.axes.ring import contiguous, is_zigzag_possible, zigzag
-from armillary.axes.tiles import Chunk, Tile, attend_tile, merge, tile_gradients
+from armillary.axes.attention.ring import contiguous, is_zigzag_possible, zigzag
+from armillary.axes.attention.tiles import Chunk, Tile, attend_tile, merge, tile_gradients
 
 EXACT = {"rtol": 0.0, "atol": 1e-12}
 SCALE = 0.4

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from armillary.axes import admit
-from armillary.axes.pieces import _runs
+from armillary.axes.regions.pieces import _runs
 from armillary.models import read
 from armillary.models.carry import Cut, NeedsAll, through_view
 from armillary.models.splits import find_splits

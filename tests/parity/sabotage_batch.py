@@ -7,7 +7,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from armillary.axes import batch_norm, reduction, routed
+from armillary.axes import reduction
+from armillary.axes.batch import norm as batch_norm
+from armillary.axes.batch import routed
 from armillary.step import clip, stepper, world
 from armillary.step.stepper import Stepper
 from armillary.verify import program

@@ -5,8 +5,8 @@ from typing import Any
 
 import torch.distributed as dist
 
-from armillary.axes.driven import Driven
-from armillary.axes.line import Line
+from armillary.axes.stages.driven import Driven
+from armillary.axes.stages.line import Line
 from armillary.step import build
 from tests.parity.sabotage import fault, replaced
 

@@ -9,8 +9,9 @@ import torch
 import torch.distributed as dist
 from torch.distributed.tensor import DTensor, Replicate
 
-from armillary.axes import ring, vocabulary
-from armillary.axes.regions import Cut
+from armillary.axes.attention import ring
+from armillary.axes.regions import vocabulary
+from armillary.axes.regions.mode import Cut
 from armillary.recipes import gpt
 from armillary.step import stepper
 from armillary.step.stepper import Stepper

@@ -39,7 +39,7 @@ def _step(words: str, num_samples: int, kind: str = "", over_ranks: bool = True)
     from torch.distributed.tensor import DTensor
 
     from armillary.axes import compose
-    from armillary.axes.batch_ranks import note_samples
+    from armillary.axes.batch.ranks import note_samples
     from armillary.feeds import Share
     from armillary.step.parallel import apply_layout
     from armillary.step.world import join
@@ -104,7 +104,7 @@ def _norm_of_a_wide_input(cut: str) -> float:
     import torch.distributed as dist
     from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
-    from armillary.axes.batch_norm import norm_over_ranks
+    from armillary.axes.batch.norm import norm_over_ranks
 
     placement = {"samples": Shard(0), "channels": Shard(1), "rows": Shard(2)}.get(cut, Replicate())
     torch.manual_seed(0)

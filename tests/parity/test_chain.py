@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from armillary.axes.balance import divide
+from armillary.axes.stages.balance import divide
 from armillary.models import read
 from armillary.spec import ModelGraph
 

@@ -82,7 +82,8 @@ def test_a_checkpoint_is_read_by_another_layout(
 @contextmanager
 def _sabotaged(name: str) -> Iterator[None]:
     """One piece of the axis replaced by a wrong one."""
-    from armillary.axes import expert, routed
+    from armillary.axes import expert
+    from armillary.axes.batch import routed
 
     real_give, real_by_expert = routed.give_gradient, expert._by_expert
 
@@ -124,7 +125,7 @@ def _gradients(words: str, num_samples: int, options: dict[str, Any], fault: str
     import torch
     from torch.distributed.tensor import DTensor
 
-    from armillary.axes.batch_ranks import note_samples
+    from armillary.axes.batch.ranks import note_samples
     from armillary.axes.compose import computing
     from armillary.feeds import Share
     from armillary.step.parallel import apply_layout, plain

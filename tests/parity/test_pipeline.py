@@ -97,13 +97,13 @@ def _replaced(owner: Any, name: str, value: Callable[..., Any]) -> Iterator[None
 
 
 def _lose_tied() -> Any:
-    from armillary.axes.driven import Driven
+    from armillary.axes.stages.driven import Driven
 
     return _replaced(Driven, "_add_up_copies", lambda self: None)
 
 
 def _divide_twice() -> Any:
-    from armillary.axes.staged import staged_class
+    from armillary.axes.stages.staged import staged_class
 
     kind = staged_class()
     reduce = kind.perform_reduce_grad
@@ -112,7 +112,7 @@ def _divide_twice() -> Any:
 
 def _swap_messages() -> Any:
     """What crosses a cut is that of the micro batch before."""
-    from armillary.axes.staged import staged_class
+    from armillary.axes.stages.staged import staged_class
 
     kind = staged_class()
     send = kind.get_fwd_send_ops
@@ -121,7 +121,7 @@ def _swap_messages() -> Any:
 
 def _cut_gradient() -> Any:
     """The gradient of all but the first tensor that crosses is dropped."""
-    from armillary.axes import staged
+    from armillary.axes.stages import staged
 
     kind = staged.staged_class()
     send = kind.get_bwd_send_ops

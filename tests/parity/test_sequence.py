@@ -216,7 +216,7 @@ def test_models_without_positions_are_refused() -> None:
 
 def _wrong_by(fault: str) -> float:
     """The distance from the serial gradients on a rank where `fault` was made."""
-    from armillary.axes import ring
+    from armillary.axes.attention import ring
 
     kept = ring.zigzag, ring.contiguous
     if fault == "late":

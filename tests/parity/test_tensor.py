@@ -223,7 +223,7 @@ def draws(words: str) -> Any:
     import torch
     from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
-    from armillary.axes.regions import Regions
+    from armillary.axes.regions.mode import Regions
     from armillary.spec import Layout
     from armillary.step.world import join
 
@@ -321,7 +321,7 @@ def _faulty(name: str, replacement: Any) -> Any:
     from unittest.mock import patch
 
     if isinstance(replacement, dict):
-        import armillary.axes.maps
+        import armillary.axes.regions.maps
 
-        return patch.dict(armillary.axes.maps.HANDLERS, replacement)
+        return patch.dict(armillary.axes.regions.maps.HANDLERS, replacement)
     return _patched(name, replacement)

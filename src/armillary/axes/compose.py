@@ -6,10 +6,10 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 from armillary.axes import discover
-from armillary.axes.batch_norm import norm_over_ranks
+from armillary.axes.batch.norm import norm_over_ranks
+from armillary.axes.batch.routed import count_over_ranks
 from armillary.axes.door import parts
 from armillary.axes.reduction import reduce_gradients
-from armillary.axes.routed import count_over_ranks
 from armillary.axes.spmd import distribute
 from armillary.spec import Layout, ModelGraph
 

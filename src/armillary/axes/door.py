@@ -133,7 +133,7 @@ def refuse(
 def refuse_batch_norm(axis: str, graph: ModelGraph, layouts: Layouts) -> list[Refusal]:
     """Refuse batch norm where the samples that it norms together depend on the layout.
 
-    Over the samples of one micro batch it is right on any ranks (`axes/batch_norm.py`); which
+    Over the samples of one micro batch it is right on any ranks (`axes/batch/norm.py`); which
     samples make a micro batch depends on the number of ranks.
     """
     cuts_step = (layouts.num_micro_batches > 1) | (layouts.degree("pipeline") > 1)
@@ -144,7 +144,7 @@ def refuse_batch_norm(axis: str, graph: ModelGraph, layouts: Layouts) -> list[Re
             cuts_step & graph.has_batch_norm,
             "degree {degree} and several micro batches for a model with batch norm",
             "batch norm takes its mean over a micro batch, and which samples share one depends "
-            "on the number of ranks (axes/batch_norm.py)",
+            "on the number of ranks (axes/batch/norm.py)",
             f"use one micro batch and pipeline=1, or {axis}=1, or group norm or layer norm in the "
             "model",
         )

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from armillary.axes.counted import counted
+from armillary.axes.batch.counted import counted
+from armillary.axes.batch.routed import COUNT_BYTES, exchange_by, routed_modules
 from armillary.axes.door import Refusal, Shares, Transfer, parts, refuse, refuse_batch_norm
 from armillary.axes.reduction import own_along
-from armillary.axes.routed import COUNT_BYTES, exchange_by, routed_modules
 from armillary.spec import Layout, ModelGraph, Routed, SpecError
 from armillary.spec.layouts import Layouts
 
@@ -125,7 +125,7 @@ class Expert:
     def apply(
         self, module: "nn.Module", mesh: "DeviceMesh", layout: Layout, graph: ModelGraph
     ) -> "nn.Module":
-        """`module` with its experts cut over the axis; `axes/routed.py` sends the tokens."""
+        """`module` with its experts cut over the axis; `axes/batch/routed.py` sends the tokens."""
         import torch
         from torch.distributed.tensor import Shard, distribute_tensor
 

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from armillary.axes.balance import ONE_STAGE, V_SHAPED, Stages, lay_out, stages_per_rank
 from armillary.axes.door import Refusal, Shares, Transfer
+from armillary.axes.stages.balance import ONE_STAGE, V_SHAPED, Stages, lay_out, stages_per_rank
 from armillary.spec import Layout, ModelGraph, SpecError
 from armillary.spec.layouts import Layouts
 
@@ -159,7 +159,7 @@ class Pipeline:
         self, module: "nn.Module", mesh: "DeviceMesh", layout: Layout, graph: ModelGraph
     ) -> "nn.Module":
         """`module` with this rank's blocks alone, and a step and a forward that drive them."""
-        from armillary.axes.driving import drive
+        from armillary.axes.stages.driving import drive
 
         if layout.compile:
             raise SpecError(

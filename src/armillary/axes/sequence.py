@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from armillary.axes.attention.heads import sent_key_heads
 from armillary.axes.door import Refusal, Shares, Transfer, parts, refuse
-from armillary.axes.heads import sent_key_heads
 from armillary.spec import Attention, Layout, ModelGraph, Stencil
 from armillary.spec.layouts import Layouts
 
@@ -273,8 +273,8 @@ class SequenceAxis:
     ) -> "nn.Module":
         from torch.distributed.tensor import Shard
 
-        from armillary.axes.attention import attend_in_parts
-        from armillary.axes.grids import convolve_in_parts
+        from armillary.axes.attention.calls import attend_in_parts
+        from armillary.axes.grids.layers import convolve_in_parts
         from armillary.axes.spmd import flow
 
         def chosen(name: str) -> str:

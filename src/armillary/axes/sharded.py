@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from armillary.axes.counted import counted
+from armillary.axes.batch.counted import counted
 from armillary.axes.door import Refusal, Shares, Transfer, refuse_batch_norm
 from armillary.spec import Layout, ModelGraph
 from armillary.spec.layouts import Layouts

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from armillary.axes.attention import attend_in_parts
+from armillary.axes.attention.calls import attend_in_parts
 from armillary.axes.compose import compute_in
 from armillary.axes.door import Refusal, Shares, Transfer, parts, refuse
-from armillary.axes.messages import (
+from armillary.axes.regions.messages import (
     STAYS_WHOLE,
     WORDS,
     common_units,
@@ -17,7 +17,7 @@ from armillary.axes.messages import (
     is_cut,
     summed_gradients,
 )
-from armillary.axes.regions import Regions, gather_output
+from armillary.axes.regions.mode import Regions, gather_output
 from armillary.axes.spmd import flow, place
 from armillary.spec import Layout, ModelGraph, Split
 from armillary.spec.layouts import Layouts

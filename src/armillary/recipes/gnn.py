@@ -193,6 +193,7 @@ def system(points: Array, triangles: Array, conductivity: Array) -> tuple[Array,
 
 
 def make_plate(rng: np.random.Generator) -> Plate:
+    """One plate drawn and solved."""
     points, triangles = mesh(rng)
     middle, across = rng.uniform(0.3, 0.7, 2) * points.max(axis=0), rng.normal(size=2)
     conductivity = np.where((points - middle) @ across > 0, *CONDUCTIVITIES)

@@ -28,9 +28,9 @@ class Split(Document):
 
     `kind` is "column" (the dim that the module puts out), "row" (the dim that it takes in, whose
     partial sums are added), "vocabulary" (rows of an embedding), "head" (the dim that the model
-    puts out), "inside" (entries that belong to the units), or, of parameters that stay whole, "summed"
-    (every rank has a part of the gradient), "ending" (added after a row) or "tokens" (an entry for
-    every token). `dim` is the tensor dim that is cut, and `num_units` the number of equal
+    puts out), "inside" (entries that belong to the units), or, of parameters that stay whole,
+    "summed" (every rank has a part of the gradient), "ending" (added after a row) or "tokens" (an
+    entry for every token). `dim` is the tensor dim that is cut, and `num_units` the number of equal
     parts that must stay whole: heads, groups or channels, as `unit` says. A degree must divide it.
 
     `activation_bytes` is the size per sample of what crosses the region's edge in a call and is
@@ -153,12 +153,12 @@ class ModelGraph(Document):
 
     `blocks` are disjoint; `num_parameters` and `parameter_bytes` are of the whole model, each
     shared parameter counted once, in `num_tensors` parameters. `chain` are the paths of the blocks
-    that follow one another, in order: what a pipeline may be cut between; `crossings` says for each which of the tensors it
-    takes, counted, are handed on from before it (none where no cut is sound), `crossing_bytes` how
+    that follow one another, in order: what a pipeline may be cut between; `crossings` says for each
+    which of the tensors it takes, counted, are handed on from before it (none where no cut is sound), `crossing_bytes` how
     large these are per sample, `chain_flops` what one sample costs forward before the first block
     and from each block to the next, and `glue` what other parameters are used where. `unsplit` says
-    for modules that cannot be split why not, and `uncut` why there is no chain. `positions` says along which dim of the inputs a
-    sample may be cut. `batch_norms` are the channels of every batch norm by path, `recurrent` are
+    for modules that cannot be split why not, and `uncut` why there is no chain. `positions` says
+    along which dim of the inputs a sample may be cut. `batch_norms` are the channels of every batch norm by path, `recurrent` are
     the paths of recurrent modules, `convolutions` those of convolutions; `tied` lists the paths
     that are one parameter.
     """

@@ -12,8 +12,8 @@ from armillary.spec.words import parse_value
 class TrainSettings(Document):
     """The settings of a training run; a layout changes none of them.
 
-    A count of 0 switches off `max_steps`, `clip_norm`, `average_decay` and `patience`; `evaluate_every_steps` and
-    `checkpoint_every_steps` of 0 mean once an epoch. `patience` counts evaluations without
+    A 0 switches off `max_steps`, `clip_norm`, `average_decay` and `patience`; for
+    `evaluate_every_steps` and `checkpoint_every_steps` it means once an epoch. `patience` counts evaluations without
     improvement.
     """
 

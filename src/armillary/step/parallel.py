@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_map_only
 from torch.utils.data import DataLoader
 
 from armillary.axes import admit, discover
-from armillary.axes.batch_ranks import note_samples
+from armillary.axes.batch.ranks import note_samples
 from armillary.axes.compose import compose
 from armillary.feeds import Share
 from armillary.models import Call, read

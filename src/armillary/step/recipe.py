@@ -169,7 +169,7 @@ def _import(word: str) -> tuple[Path, ModuleType]:
             "name a Python file, or one of `armillary recipes`",
         )
     path = Path(word)
-    if path.is_dir():
+    if path.is_dir() and (len(path.parts) > 1 or word not in built_in_recipes()):
         path = path / "__init__.py"
     looks_like_path = path.suffix == ".py" or len(path.parts) > 1
     if not looks_like_path:

@@ -9,7 +9,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from armillary.axes import DrivesSteps
-from armillary.axes.batch_ranks import note_samples
+from armillary.axes.batch.ranks import note_samples
 from armillary.axes.compose import computing
 from armillary.axes.door import parts
 from armillary.axes.partial import add_up_gradients

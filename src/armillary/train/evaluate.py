@@ -12,7 +12,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import nn
 
-from armillary.axes.batch_ranks import note_samples
+from armillary.axes.batch.ranks import note_samples
 from armillary.axes.compose import computing
 from armillary.feeds import Share, mix
 from armillary.spec import SpecError

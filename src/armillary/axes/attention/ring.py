@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from armillary.axes.tiles import Chunk, Tile, attend_tile, merge, tile_gradients
+from armillary.axes.attention.tiles import Chunk, Tile, attend_tile, merge, tile_gradients
 
 if TYPE_CHECKING:
     from torch import Tensor

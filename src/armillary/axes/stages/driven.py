@@ -4,9 +4,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from armillary.axes.balance import Stages
-from armillary.axes.line import Inputs, Line
-from armillary.axes.stages import Part
+from armillary.axes.stages.balance import Stages
+from armillary.axes.stages.line import Inputs, Line
+from armillary.axes.stages.stage import Part
 from armillary.spec import SpecError
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class _StandIn:
         raise SpecError(
             "recipe.loss",
             f"reads model.{name}",
-            "under a pipeline no rank has the whole model; a loss calls it (axes/driven.py)",
+            "under a pipeline no rank has the whole model; a loss calls it (axes/stages/driven.py)",
             "compute it in the model's forward, or use pipeline=1",
         )
 
@@ -115,7 +115,7 @@ class Driven:
         raise SpecError(
             "recipe.loss",
             "does not call the model",
-            "the loss of a batch is computed from model(...) (axes/driven.py)",
+            "the loss of a batch is computed from model(...) (axes/stages/driven.py)",
             "call the model in the loss",
         )
 
@@ -132,7 +132,7 @@ class Driven:
             from torch.distributed import pipelining
             from torch.distributed.pipelining import schedules
 
-            from armillary.axes.staged import staged_class
+            from armillary.axes.stages.staged import staged_class
 
             held = [
                 staged_class()(self, part, self.stages, self.device, self.group)
@@ -182,7 +182,7 @@ class Driven:
             raise SpecError(
                 "layout.pipeline",
                 "the model is called outside of a step, with gradients",
-                "a pipeline runs forward and backward together (axes/driven.py)",
+                "a pipeline runs forward and backward together (axes/stages/driven.py)",
                 "call it under torch.no_grad(), or train with `armillary train`",
             )
         self._follow_mode()

@@ -5,10 +5,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from armillary.axes.absent import Meta, tensor_leaves
-from armillary.axes.balance import Stages
-from armillary.axes.batch_ranks import counts_here, note_samples
-from armillary.axes.stages import Outputs, Part
+from armillary.axes.batch.ranks import counts_here, note_samples
+from armillary.axes.stages.absent import Meta, tensor_leaves
+from armillary.axes.stages.balance import Stages
+from armillary.axes.stages.stage import Outputs, Part
 
 if TYPE_CHECKING:
     import torch

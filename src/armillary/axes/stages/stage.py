@@ -4,7 +4,7 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from armillary.axes.absent import (
+from armillary.axes.stages.absent import (
     Known,
     Meta,
     absent,
@@ -14,7 +14,7 @@ from armillary.axes.absent import (
     shallow,
     tensor_leaves,
 )
-from armillary.axes.balance import Stages
+from armillary.axes.stages.balance import Stages
 from armillary.spec import ModelGraph, SpecError
 
 if TYPE_CHECKING:
@@ -207,6 +207,6 @@ def _strayed(what: str) -> SpecError:
     return SpecError(
         "layout.pipeline",
         what,
-        "a stage computes what the model computed when it was read (axes/stages.py)",
+        "a stage computes what the model computed when it was read (axes/stages/stage.py)",
         "make the forward the same for all batches, or use pipeline=1",
     )

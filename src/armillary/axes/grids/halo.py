@@ -177,7 +177,7 @@ def refuse(what: str, x: Any, rule: str) -> SpecError:
     return SpecError(
         "layout.sequence",
         f"{what} of {tuple(x.shape)} cut over {tuple(x.device_mesh.shape)} ranks",
-        f"{rule} (axes/halo.py)",
+        f"{rule} (axes/grids/halo.py)",
         "use a degree that divides the rows, or sequence=1",
     )
 

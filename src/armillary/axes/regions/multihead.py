@@ -5,8 +5,8 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from armillary.axes.maps import apply_dropout, apply_linear
-from armillary.axes.pieces import exchange
+from armillary.axes.regions.maps import apply_dropout, apply_linear
+from armillary.axes.regions.pieces import exchange
 
 
 def _attend(cut: Any, function: Any, *args: Any, **kwargs: Any) -> Any:

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from armillary.axes.heads import heads_attention
-from armillary.axes.ring import ring_attention
+from armillary.axes.attention.heads import heads_attention
+from armillary.axes.attention.ring import ring_attention
 from armillary.axes.stand_in import has_parts, original, standing_in
 from armillary.spec import SpecError
 
@@ -79,7 +79,7 @@ def _unsupported(function: Any, error: NotImplementedError) -> Exception:
         "layout",
         f"the model calls {getattr(function, '__name__', function)}: {str(error).splitlines()[0]}",
         "every operator between the cuts of a tensor needs a rule of torch's DTensor "
-        "(axes/attention.py)",
+        "(axes/attention/calls.py)",
         "write it with other operators, or leave out the axes that cut tensors",
     )
 
@@ -290,7 +290,7 @@ class _Call:
         raise SpecError(
             "layout.sequence.attention",
             f"heads, for attention of {tuple(self.query.shape)} on {degree} ranks",
-            "by heads, the degree divides heads and positions (axes/attention.py)",
+            "by heads, the degree divides heads and positions (axes/attention/calls.py)",
             "use sequence.attention=ring",
         )
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from armillary.axes.batch_ranks import (
+from armillary.axes.batch.ranks import (
     BatchRanks,
     batch_ranks,
     counts_here,

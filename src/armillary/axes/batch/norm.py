@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from armillary.axes.batch_ranks import (
+from armillary.axes.batch.ranks import (
     batch_ranks,
     counts_here,
     give_gradient,
@@ -85,7 +85,7 @@ def _refuse_micro_batches(path: str, layout: Layout) -> SpecError:
         "layout.micro_batch_size",
         f"{layout.micro_batch_size} for a model with batch norm ({path}) over several ranks",
         "batch norm takes its mean over a micro batch, and which samples share one depends on "
-        "the number of ranks (axes/batch_norm.py)",
+        "the number of ranks (axes/batch/norm.py)",
         "use micro_batch_size=0, or group norm or layer norm in the model",
     )
 

@@ -179,7 +179,7 @@ def _refuse_writing(name: str, args: Any, kind: Any) -> None:
         raise SpecError(
             "layout.pipeline",
             f"the model writes values of another stage into a tensor ({name})",
-            "between blocks a tensor of another stage is known by its shape (axes/absent.py)",
+            "a tensor of another stage is known by its shape alone (axes/stages/absent.py)",
             "return the sum instead of writing it in place, or use pipeline=1",
         )
 
@@ -188,7 +188,7 @@ def _looked_at(name: str) -> SpecError:
     return SpecError(
         "layout.pipeline",
         f"the model looks at the values of a tensor of another stage ({name})",
-        "between blocks a tensor of another stage is known by its shape (axes/absent.py)",
+        "between blocks a tensor of another stage is known by its shape (axes/stages/absent.py)",
         "move what decides by values into a block, or use pipeline=1",
     )
 

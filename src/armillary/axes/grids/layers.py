@@ -1,7 +1,7 @@
 """Convolutions, pools and norms on a grid of which every rank holds a run of rows.
 
-torch's DTensor has no rules for them. Edge rows come from the neighbours (`axes/halo.py`), and the
-function itself runs on what is local; sums over the grid are added up over the ranks.
+torch's DTensor has no rules for them. Edge rows come from the neighbours (`axes/grids/halo.py`), and
+the function itself runs on what is local; sums over the grid are added up over the ranks.
 """
 
 # Shapes: [B, C, ...] of B samples, C channels and the grid's dims, one of which is cut
@@ -10,7 +10,7 @@ from functools import partial
 from math import prod
 from typing import TYPE_CHECKING, Any
 
-from armillary.axes.halo import add_rows, cut_of, entry, extended, joined, refuse, window_of
+from armillary.axes.grids.halo import add_rows, cut_of, entry, extended, joined, refuse, window_of
 from armillary.axes.stand_in import original, standing_in
 
 if TYPE_CHECKING:

@@ -2,11 +2,11 @@
 
 from typing import TYPE_CHECKING, Any
 
-from armillary.axes.absent import ABSENT
-from armillary.axes.balance import Stages
-from armillary.axes.driven import Driven
 from armillary.axes.spmd import spmd_of
-from armillary.axes.stages import Part
+from armillary.axes.stages.absent import ABSENT
+from armillary.axes.stages.balance import Stages
+from armillary.axes.stages.driven import Driven
+from armillary.axes.stages.stage import Part
 from armillary.spec import ModelGraph
 
 if TYPE_CHECKING:

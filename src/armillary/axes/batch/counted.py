@@ -1,8 +1,8 @@
 """What the axes that split the batch send besides gradients: what is counted over all samples."""
 
-from armillary.axes.batch_norm import norm_traffic
+from armillary.axes.batch.norm import norm_traffic
+from armillary.axes.batch.routed import count_traffic
 from armillary.axes.door import Transfer
-from armillary.axes.routed import count_traffic
 from armillary.spec import ModelGraph
 from armillary.spec.layouts import Layouts
 

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from armillary.axes.absent import Meta
+from armillary.axes.stages.absent import Meta
 
 if TYPE_CHECKING:
-    from armillary.axes.line import Inputs, Shapes
+    from armillary.axes.stages.line import Inputs, Shapes
 
 
 @cache

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from armillary.axes import convolution, maps, multihead, pieces, vocabulary
+from armillary.axes.regions import convolution, maps, multihead, pieces, vocabulary
 from armillary.spec import SpecError
 
 if TYPE_CHECKING:

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from armillary.axes.pieces import cut_again
+from armillary.axes.regions.pieces import cut_again
 
 
 def apply_linear(

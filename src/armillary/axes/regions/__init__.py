@@ -1,0 +1,1 @@
+"""What the tensor axis stands on: cuts carried through the calls between two linear maps."""
