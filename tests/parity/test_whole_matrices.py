@@ -17,8 +17,8 @@ def test_muon_gives_the_serial_numbers(bench: Bench, layout: str) -> None:
 
 @pytest.mark.parametrize("layout", ["sharded=2", ""])
 def test_its_state_moves_to_another_layout(bench: Bench, layout: str) -> None:
-    """Muon orthogonalises in bfloat16, where one flipped rounding, of a gradient that another layout
-    sums in another order, moves an entry by a hundredth; a lost momentum moves it by a third.
+    """Muon orthogonalises in bfloat16. One flipped rounding, of a gradient that another layout sums
+    in another order, moves an entry by a hundredth; a lost momentum moves it by a third.
     """
     whole = bench.train("matrix", "precision=float64")
     part = bench.train("matrix", "sharded=2,precision=float64", stop_after=3)

@@ -154,13 +154,13 @@ class ModelGraph(Document):
     `blocks` are disjoint; `num_parameters` and `parameter_bytes` are of the whole model, each
     shared parameter counted once, in `num_tensors` parameters. `chain` are the paths of the blocks
     that follow one another, in order: what a pipeline may be cut between; `crossings` says for each
-    which of the tensors it takes, counted, are handed on from before it (none where no cut is sound), `crossing_bytes` how
-    large these are per sample, `chain_flops` what one sample costs forward before the first block
-    and from each block to the next, and `glue` what other parameters are used where. `unsplit` says
-    for modules that cannot be split why not, and `uncut` why there is no chain. `positions` says
-    along which dim of the inputs a sample may be cut. `batch_norms` are the channels of every batch norm by path, `recurrent` are
-    the paths of recurrent modules, `convolutions` those of convolutions; `tied` lists the paths
-    that are one parameter.
+    which of the tensors it takes, counted, are handed on from before it (none where no cut is
+    sound), `crossing_bytes` how large these are per sample, `chain_flops` what one sample costs
+    forward before the first block and from each block to the next, and `glue` what other parameters
+    are used where. `unsplit` says for modules that cannot be split why not, and `uncut` why there
+    is no chain. `positions` says along which dim of the inputs a sample may be cut. `batch_norms`
+    are the channels of every batch norm by path, `recurrent` are the paths of recurrent modules,
+    `convolutions` those of convolutions; `tied` lists the paths that are one parameter.
     """
 
     what: ClassVar[str] = "model graph"

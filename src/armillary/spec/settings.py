@@ -13,8 +13,8 @@ class TrainSettings(Document):
     """The settings of a training run; a layout changes none of them.
 
     A 0 switches off `max_steps`, `clip_norm`, `average_decay` and `patience`; for
-    `evaluate_every_steps` and `checkpoint_every_steps` it means once an epoch. `patience` counts evaluations without
-    improvement.
+    `evaluate_every_steps` and `checkpoint_every_steps` it means once an epoch. `patience` counts
+    evaluations without improvement.
     """
 
     what: ClassVar[str] = "settings"

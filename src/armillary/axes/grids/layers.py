@@ -1,7 +1,7 @@
 """Convolutions, pools and norms on a grid of which every rank holds a run of rows.
 
-torch's DTensor has no rules for them. Edge rows come from the neighbours (`axes/grids/halo.py`), and
-the function itself runs on what is local; sums over the grid are added up over the ranks.
+torch's DTensor has no rules for them. Edge rows come from the neighbours (`axes/grids/halo.py`),
+and the function itself runs on what is local; sums over the grid are added up over the ranks.
 """
 
 # Shapes: [B, C, ...] of B samples, C channels and the grid's dims, one of which is cut
