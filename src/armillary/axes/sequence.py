@@ -274,6 +274,7 @@ class SequenceAxis:
         from torch.distributed.tensor import Shard
 
         from armillary.axes.attention.calls import attend_in_parts
+        from armillary.axes.dropout import drop_alike
         from armillary.axes.grids.layers import convolve_in_parts
         from armillary.axes.spmd import flow
 
@@ -284,6 +285,7 @@ class SequenceAxis:
         for part in parts(module):
             cut_dim = positions.dim if positions.argument >= 0 else None
             flow(part, self.name, Shard(positions.dim), cut_dim, positions.argument)
+            drop_alike(part)
             attending = attend_in_parts(part)
             attending.form, attending.is_balanced = chosen("attention"), chosen("balance") != "none"
             if graph.convolutions or positions.dim > 1:

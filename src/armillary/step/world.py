@@ -3,8 +3,9 @@
 import contextlib
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
+from math import prod
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,6 +17,7 @@ from armillary.spec import Layout, SpecError
 if TYPE_CHECKING:
     from torch.distributed import DeviceMesh
 
+MICRO_BATCHES_A_STAGE = 4
 COLLECTIVE_TIMEOUT = timedelta(minutes=10)
 
 
@@ -144,3 +146,19 @@ def _batch_coordinate(mesh: "DeviceMesh") -> tuple[int, int]:
             index = index * size + mesh.get_local_rank(name)
             count *= size
     return index, count
+
+
+def with_micro_batches(layout: Layout, batch_size: int) -> Layout:
+    """`layout` with a micro batch size where axes cut the module and none is given.
+
+    There are then about four micro batches to every stage, as many as the batch allows.
+    Source: Huang et al. 2019, "GPipe", arXiv 1811.06965, section 3: the time that stages wait is
+    negligible with four times as many micro batches as stages.
+    """
+    axes = discover()
+    stages = prod(d for name, d in layout.degrees.items() if axes[name].splits_module)
+    if stages == 1 or layout.micro_batch_size:
+        return layout
+    shares = prod(d for name, d in layout.degrees.items() if axes[name].splits_batch)
+    size = max(1, batch_size // shares // (MICRO_BATCHES_A_STAGE * stages))
+    return replace(layout, micro_batch_size=size)

@@ -22,7 +22,7 @@ from armillary.step.phases import Phases
 from armillary.step.precision import Precision
 from armillary.step.recipe import Recipe
 from armillary.step.stepper import Stepper, StepResult
-from armillary.step.world import World, join
+from armillary.step.world import World, join, with_micro_batches
 from armillary.train.average import Average
 from armillary.train.checkpoint import (
     Checkpoints,
@@ -104,6 +104,8 @@ class Trainer:
     """One rank's run: what it trains, feeds, evaluates and saves."""
 
     def __init__(self, request: TrainRequest, recipe: Recipe, world: World, wish: StopWish) -> None:
+        layout = with_micro_batches(request.layout, request.settings.global_batch_size)
+        request = replace(request, layout=layout)
         assert request.run_path is not None
         self.request, self.recipe, self.world, self.wish = request, recipe, world, wish
         self.settings: TrainSettings = request.settings

@@ -6,13 +6,13 @@ from typing import Any
 
 from armillary.axes import admit, discover
 from armillary.spec import Layout, SpecError
+from armillary.step.world import with_micro_batches
 from armillary.verify.compare import TOLERANCE, Difference, compare
 from armillary.verify.prepare import Prepared
 from armillary.verify.program import Program, Trace, run
 from armillary.verify.ranks import Ranks, RanksFailed
 
 EQUAL, WRONG, REFUSED, FAILED = "equal", "wrong", "refused", "failed"
-NUM_MICRO_BATCHES = 4
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -142,12 +142,8 @@ def serial_layout() -> Layout:
 
 
 def as_verified(layout: Layout, batch_size: int) -> Layout:
-    """`layout` in float64; one whose axes cut the module gets four micro batches a step."""
-    axes, micro = discover(), layout.micro_batch_size
-    cuts = any(axes[n].splits_module for n, d in layout.degrees.items() if d > 1)
-    if cuts and not micro:
-        micro = max(1, batch_size // _count_shares(layout) // NUM_MICRO_BATCHES)
-    return replace(layout, precision="float64", micro_batch_size=micro)
+    """`layout` in float64, with the micro batches that training would give it."""
+    return with_micro_batches(replace(layout, precision="float64"), batch_size)
 
 
 def count_micro_batches(layout: Layout, batch_size: int) -> int:
