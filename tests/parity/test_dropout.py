@@ -1,4 +1,4 @@
-"""Dropout drops what the serial program drops, where ranks share samples; other things elsewhere."""
+"""Dropout drops what the serial program drops where ranks share samples, other things elsewhere."""
 
 import pytest
 
@@ -7,9 +7,10 @@ from tests.parity.runs import Bench, distance, largest_relative
 TOLERANCE = 1e-10
 
 
-@pytest.mark.parametrize(
-    "layout", ["sequence=2", "sequence=2,sequence.attention=heads", "tensor=2", "tensor=2,sequence=2"]
-)
+LAYOUTS = ("sequence=2", "sequence=2,sequence.attention=heads", "tensor=2", "tensor=2,sequence=2")
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_ranks_that_share_samples_drop_the_same(bench: Bench, layout: str) -> None:
     serial = bench.train("dropped", "precision=float64")
     ours = bench.train("dropped", f"{layout},precision=float64")

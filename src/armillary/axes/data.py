@@ -25,7 +25,7 @@ class Data:
     name = "data"
     order = 1
     borrows: tuple[str, ...] = ()
-    options: Mapping[str, tuple[str, ...]] = {}
+    options: Mapping[str, tuple[str, ...]] = {"bucket_mib": ("25", "5", "100")}
     splits_batch = True
     splits_module = False
     shares_parameters = False

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch.distributed import DeviceMesh
 
 SHARDS = "sharded"
-ZERO = "sharded.zero"
+ZERO, PREFETCH, BUCKET = "sharded.zero", "sharded.prefetch", "data.bucket_mib"
 
 
 def reduce_gradients(
@@ -36,12 +36,15 @@ def reduce_gradients(
     for path, axis in apart:
         _reduce(part.get_submodule(path), mesh, [name for name in names if name != axis], layout)
     if not apart and not _needs_fsdp(part, names):
-        _replicate_by_ddp(part, mesh, names)
+        _replicate_by_ddp(part, mesh, names, layout)
         return
     ignored = {p for path, _ in apart for p in part.get_submodule(path).parameters()}
     for path in units:
         _reduce(part.get_submodule(path), mesh, names, layout, ignored)
     _reduce(part, mesh, names, layout, ignored)
+    ahead = layout.options.get(PREFETCH, "auto")
+    if SHARDS in names and ahead != "auto":
+        _prefetch([part.get_submodule(path) for path in units], int(ahead))
     part.__dict__[REDUCES_EACH] = SHARDS in names and layout.options.get(ZERO, "3") != "1"
 
 
@@ -74,11 +77,21 @@ def _needs_fsdp(part: "nn.Module", names: Sequence[str]) -> bool:
     return SHARDS in names or cuts
 
 
-def _replicate_by_ddp(part: "nn.Module", mesh: "DeviceMesh", names: Sequence[str]) -> None:
+def _prefetch(units: "Sequence[Any]", num_ahead: int) -> None:
+    """Have every unit gather the parameters of the next ones, in both passes."""
+    for i, unit in enumerate(units):
+        unit.set_modules_to_forward_prefetch(list(units[i + 1 : i + 1 + num_ahead]))
+        unit.set_modules_to_backward_prefetch(list(reversed(units[max(i - num_ahead, 0) : i])))
+
+
+def _replicate_by_ddp(
+    part: "nn.Module", mesh: "DeviceMesh", names: Sequence[str], layout: Layout
+) -> None:
     from torch.distributed._composable.replicate import replicate
 
     group = _flat(mesh, names).get_group()
-    replicate(part, process_group=group, gradient_as_bucket_view=True)
+    bucket_cap_mb = float(layout.options.get(BUCKET, "25"))
+    replicate(part, process_group=group, gradient_as_bucket_view=True, bucket_cap_mb=bucket_cap_mb)
 
 
 def _reduce(

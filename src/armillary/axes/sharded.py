@@ -20,7 +20,8 @@ class Sharded:
 
     `zero=3` gives the gathered parameters back after the forward pass and gathers them again for
     the backward pass; `zero=2` keeps them in between; `zero=1` also keeps whole gradients until
-    the last micro batch of a step.
+    the last micro batch of a step. `prefetch` is how many blocks ahead parameters are gathered;
+    `auto` leaves it to torch.
 
     Source: Rajbhandari et al. 2020, "ZeRO: Memory Optimizations Toward Training Trillion
     Parameter Models", SC20 (arXiv 1910.02054); Zhao et al. 2023, "PyTorch FSDP", VLDB 16(12).
@@ -29,7 +30,10 @@ class Sharded:
     name = "sharded"
     order = 3
     borrows: tuple[str, ...] = ()
-    options: Mapping[str, tuple[str, ...]] = {"zero": ("3", "2", "1")}
+    options: Mapping[str, tuple[str, ...]] = {
+        "zero": ("3", "2", "1"),
+        "prefetch": ("auto", "1", "2", "4"),
+    }
     splits_batch = True
     splits_module = False
     shares_parameters = True
