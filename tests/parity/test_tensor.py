@@ -300,11 +300,11 @@ def _wrong_first_word(cut: Any, weight: Any, dim: int = 0) -> tuple[int, int]:
 
 
 FAULTS = {
-    "a row is not summed": ("separate", "regions.Cut.left", _as_partial_unsummed),
-    "a row is summed twice": ("separate", "regions.Cut.left", _summed_twice),
-    "a gradient that enters is not summed": ("by hand", "regions.Cut.entered", _unsummed_entry),
-    "pieces are not exchanged": ("chunk", "pieces.exchange", _swapped_pieces),
-    "words of the other rank": ("tied", "vocabulary._words", _wrong_first_word),
+    "a row is not summed": ("separate", "regions.mode.Cut.left", _as_partial_unsummed),
+    "a row is summed twice": ("separate", "regions.mode.Cut.left", _summed_twice),
+    "an entering gradient is not summed": ("by hand", "regions.mode.Cut.entered", _unsummed_entry),
+    "pieces are not exchanged": ("chunk", "regions.pieces.exchange", _swapped_pieces),
+    "words of the other rank": ("tied", "regions.vocabulary._words", _wrong_first_word),
     "ranks drop the same units": ("dropout", "maps.HANDLERS", {"dropout": _same_draws}),
 }
 

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from armillary.axes.batch.counted import counted
+from armillary.axes.batch.times import num_reductions
+from armillary.axes.batch.units import dense_units, expert_units
 from armillary.axes.door import Refusal, Shares, Transfer, refuse_batch_norm
 from armillary.spec import Layout, ModelGraph
 from armillary.spec.layouts import Layouts
@@ -44,29 +46,34 @@ class Data:
         )
 
     def traffic(self, graph: ModelGraph, layouts: Layouts) -> Sequence[Transfer]:
-        """Whole gradients in one stream of buckets; shards of them unit by unit (HSDP).
+        """Whole gradients in one stream of buckets, or unit by unit where FSDP2 averages them.
 
         Beside the expert axis only the experts' gradients are averaged over these ranks alone.
         """
-        shards, experts = layouts.degree("sharded"), layouts.degree("expert")
-        has_replicas = layouts.degree(self.name) > 1
-        alone = has_replicas & (experts == 1)
-        streams: list[Any] = [("", graph.parameter_bytes, alone & (shards == 1))]
-        streams += [(path, size, alone & (shards > 1)) for path, size in graph.unit_bytes.items()]
+        shards, has_replicas = layouts.degree("sharded"), layouts.degree(self.name) > 1
+        alone = has_replicas & (layouts.degree("expert") == 1)
+        by_unit = np.any(
+            [layouts.degree(a) > 1 for a in ("sharded", "tensor", "sequence", "pipeline")], axis=0
+        )
+        streams: list[Any] = [("", float(graph.parameter_bytes), alone & ~by_unit)]
         streams += [
-            (routed.path, routed.parameter_bytes / experts, has_replicas & (experts > 1))
-            for routed in graph.routed
+            (unit.path, unit.bytes, (alone & by_unit) * unit.per_rank)
+            for unit in dense_units(graph, layouts)
+        ]
+        streams += [
+            (unit.path, unit.bytes, has_replicas * unit.per_rank)
+            for unit in expert_units(graph, layouts)
         ]
         return [
             Transfer(
                 collective="all_reduce",
                 group=(self.name,),
                 bytes=size / shards,
-                per_step=is_sent.astype(np.float64),
+                per_step=times * num_reductions(layouts),
                 hidden_behind="backward",
                 path=path,
             )
-            for path, size, is_sent in streams
+            for path, size, times in streams
         ] + counted(self.name, graph, layouts)
 
     def apply(

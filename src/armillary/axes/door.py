@@ -41,8 +41,9 @@ class Transfer:
     """One kind of message that an axis sends in a step, by torch's name of the collective.
 
     `group` are the axes whose ranks take part. `bytes` is the size of the whole tensor before it
-    is divided over the group, and `per_step` how often it is sent in an optimiser step of one
-    micro batch, both of shape [num_layouts]; `hidden_behind` is the phase it can overlap with.
+    is divided over the group, and `per_step` how often a rank sends it in an optimiser step, on
+    average over the stages of a pipeline, both of shape [num_layouts]; a "send" is counted for all
+    ranks of a pipeline together. `hidden_behind` is the phase it can overlap with.
     """
 
     collective: str

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 from armillary.axes.batch.counted import counted
 from armillary.axes.batch.routed import COUNT_BYTES, exchange_by, routed_modules
+from armillary.axes.batch.times import num_calls, num_reductions
+from armillary.axes.batch.units import dense_units
 from armillary.axes.door import Refusal, Shares, Transfer, parts, refuse, refuse_batch_norm
 from armillary.axes.reduction import own_along
 from armillary.spec import Layout, ModelGraph, Routed, SpecError
@@ -87,12 +89,12 @@ class Expert:
             Transfer(
                 collective="all_reduce",
                 group=group,
-                bytes=size / layouts.degree("sharded"),
-                per_step=is_sent.astype(np.float64),
+                bytes=unit.bytes / layouts.degree("sharded"),
+                per_step=is_sent * unit.per_rank * num_reductions(layouts),
                 hidden_behind="backward",
-                path=path,
+                path=unit.path,
             )
-            for path, size in graph.dense_unit_bytes.items()
+            for unit in dense_units(graph, layouts)
             for group, is_sent in self._replicas(layouts)
         ]
         return rows + dense + counted(self.name, graph, layouts)
@@ -115,7 +117,7 @@ class Expert:
                 collective="all_to_all_single",
                 group=(self.name,),
                 bytes=size,
-                per_step=is_sent * times,
+                per_step=is_sent * times * num_calls(layouts),
                 hidden_behind="",
                 path=routed.path,
             )

@@ -115,13 +115,16 @@ class Pipeline:
             else None
             for degree, schedule, option in self._rows(layouts)
         ]
-        samples = layouts.num_samples / _batch_ranks(layouts)
+        share = layouts.num_samples / _batch_ranks(layouts) / layouts.degree("sequence")
+        cuts_norms = layouts.option("tensor.norms", "whole") == "cut"
+        share = share / np.where(cuts_norms, layouts.degree("tensor"), 1)
         found = []
         for k, path in enumerate(graph.chain):
             cut = np.array([_is_sent(stages, k) for stages in rows], dtype=np.float64)
             if cut.any():
-                size = graph.crossing_bytes[k] * samples
-                times = cut * layouts.num_micro_batches
+                number = max(len(graph.crossings[k]), 1)  # of about one size each
+                size = graph.crossing_bytes[k] * share / number
+                times = cut * layouts.num_micro_batches * number
                 found += [
                     _transfer("send", size, times, phase, path) for phase in ("forward", "backward")
                 ]

@@ -8,7 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from armillary.axes.attention.heads import sent_key_heads
+from armillary.axes.batch.times import num_calls, num_reductions
 from armillary.axes.door import Refusal, Shares, Transfer, parts, refuse
+from armillary.axes.regions.messages import is_cut
 from armillary.spec import Attention, Layout, ModelGraph, Stencil
 from armillary.spec.layouts import Layouts
 
@@ -35,7 +37,7 @@ class SequenceAxis:
     """
 
     name = "sequence"
-    order = 5
+    order = 4
     borrows: tuple[str, ...] = ()
     options: Mapping[str, tuple[str, ...]] = {
         "attention": ("ring", "heads"),
@@ -154,7 +156,7 @@ class SequenceAxis:
             found += self._of_ring(attention, graph, layouts)
             found += self._of_heads(attention, graph, layouts)
         for stencil in graph.positions.stencils:
-            found += self._of_rows(stencil, layouts)
+            found += self._of_rows(stencil, graph, layouts)
         return found
 
     def _gradients(self, graph: ModelGraph, layouts: Layouts) -> list[Transfer]:
@@ -169,9 +171,11 @@ class SequenceAxis:
             if name != self.name and name != "sharded":  # whose shards are of what was added up
                 held = held * axis.divides(graph, layouts).parameters
             by_fsdp |= axis.splits_batch & (layouts.degree(name) > 1)
-        count = np.where(by_fsdp, float(graph.num_tensors), 1.0)
+        held_tensors = graph.num_tensors / layouts.degree("pipeline")
+        count = np.where(by_fsdp, held_tensors, 1.0)
         size = graph.parameter_bytes * held / count
-        return [self._sent("all_reduce", layouts, size, count, "backward", "")]
+        times = np.where(by_fsdp, count * num_reductions(layouts), 1.0)
+        return [self._sent("all_reduce", layouts, size, times, "backward", "")]
 
     def _samples(self, layouts: Layouts) -> Column:
         """Samples that a rank takes in one micro batch."""
@@ -209,7 +213,7 @@ class SequenceAxis:
                 ("all_to_all_single", query, turns, phase),
             ]
         return [
-            self._sent(name, layouts, size, times, phase, attention.path)
+            self._sent(name, layouts, size, times * num_calls(layouts), phase, attention.path)
             for name, size, times, phase in steps
         ]
 
@@ -228,19 +232,24 @@ class SequenceAxis:
         copies = np.array(
             [sent_key_heads(int(h), int(d)) / h for h, d in zip(held, degrees, strict=True)]
         )
+        times = is_sent * 2.0 * num_calls(layouts)
         return [
-            self._sent("all_to_all_single", layouts, size, is_sent * 2.0, phase, attention.path)
+            self._sent("all_to_all_single", layouts, size, times, phase, attention.path)
             for phase in ("", "")
             for size in (query, key * copies)
         ]
 
-    def _of_rows(self, stencil: Stencil, layouts: Layouts) -> list[Transfer]:
+    def _of_rows(self, stencil: Stencil, graph: ModelGraph, layouts: Layouts) -> list[Transfer]:
         """The rows that a neighbour needs, and in the backward pass their gradients.
 
         Of a rank between others: at an end of the grid that is no ring only one side is sent.
         """
         degrees, samples = layouts.degree(self.name), self._samples(layouts)
-        times = np.full(layouts.num_layouts, float(stencil.num_calls))
+        times = stencil.num_calls * num_calls(layouts)
+        for split in graph.splits:  # whose channels a rank has a part of
+            if split.path == f"{stencil.path}.weight" and split.kind in ("row", "inside"):
+                is_part = is_cut(split, layouts.degree("tensor"))
+                samples = samples / np.where(is_part, layouts.degree("tensor"), 1)
         return [
             self._sent(
                 "batch_isend_irecv",
@@ -276,6 +285,7 @@ class SequenceAxis:
         from armillary.axes.attention.calls import attend_in_parts
         from armillary.axes.dropout import drop_alike
         from armillary.axes.grids.layers import convolve_in_parts
+        from armillary.axes.linear import multiply_locally
         from armillary.axes.spmd import flow
 
         def chosen(name: str) -> str:
@@ -286,6 +296,8 @@ class SequenceAxis:
             cut_dim = positions.dim if positions.argument >= 0 else None
             flow(part, self.name, Shard(positions.dim), cut_dim, positions.argument)
             drop_alike(part)
+            if "tensor" not in (mesh.mesh_dim_names or ()):
+                multiply_locally(part)
             attending = attend_in_parts(part)
             attending.form, attending.is_balanced = chosen("attention"), chosen("balance") != "none"
             if graph.convolutions or positions.dim > 1:

@@ -1,11 +1,11 @@
 """The sharded axis: parameters, gradients and optimiser state cut over ranks (ZeRO-3, FSDP2)."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from armillary.axes.batch.counted import counted
+from armillary.axes.batch.times import num_gathers, num_reductions
+from armillary.axes.batch.units import Unit, dense_units, expert_units
 from armillary.axes.door import Refusal, Shares, Transfer, refuse_batch_norm
 from armillary.spec import Layout, ModelGraph
 from armillary.spec.layouts import Layouts
@@ -47,32 +47,27 @@ class Sharded:
         return Shares(parameters=share, gradients=share, optimizer_state=share, samples=share)
 
     def traffic(self, graph: ModelGraph, layouts: Layouts) -> Sequence[Transfer]:
-        experts = layouts.degree("expert")
-        units: list[Any] = [(path, size, experts == 1) for path, size in graph.unit_bytes.items()]
-        units += [(path, size, experts > 1) for path, size in graph.dense_unit_bytes.items()]
-        units += [(r.path, r.parameter_bytes / experts, experts > 1) for r in graph.routed]
-        sent = [t for path, size, rows in units for t in self._of_unit(path, size, rows, layouts)]
+        units = [*dense_units(graph, layouts), *expert_units(graph, layouts)]
+        sent = [transfer for unit in units for transfer in self._of_unit(unit, layouts)]
         return sent + counted(self.name, graph, layouts)
 
-    def _of_unit(self, path: str, size: Any, is_unit: Any, layouts: Layouts) -> list[Transfer]:
-        """A block is gathered twice, forward and backward; the root stays gathered in between."""
-        is_sent = ((layouts.degree(self.name) > 1) & is_unit).astype(np.float64)
-        whole = size * np.ones(layouts.num_layouts)
-        gathers = [("all_gather_into_tensor", "forward", is_sent)]
-        if path:
-            gathers.append(("all_gather_into_tensor", "backward", is_sent))
+    def _of_unit(self, unit: Unit, layouts: Layouts) -> list[Transfer]:
+        """A unit gathered before it runs, and its gradients reduced to shards."""
+        is_sent = (layouts.degree(self.name) > 1) * unit.per_rank
+        forward, backward = num_gathers(layouts, is_root=not unit.path)
         return [
             Transfer(
                 collective=collective,
                 group=(self.name,),
-                bytes=whole,
-                per_step=times,
+                bytes=unit.bytes,
+                per_step=is_sent * times,
                 hidden_behind=phase,
-                path=path,
+                path=unit.path,
             )
             for collective, phase, times in [
-                *gathers,
-                ("reduce_scatter_tensor", "backward", is_sent),
+                ("all_gather_into_tensor", "forward", forward),
+                ("all_gather_into_tensor", "backward", backward),
+                ("reduce_scatter_tensor", "backward", num_reductions(layouts)),
             ]
         ]
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from armillary.axes.attention.calls import attend_in_parts
+from armillary.axes.batch.times import num_calls
 from armillary.axes.compose import compute_in
 from armillary.axes.door import Refusal, Shares, Transfer, parts, refuse
 from armillary.axes.regions.messages import (
@@ -48,7 +49,7 @@ class Tensor:
         "norms": ("whole", "cut"),
         "loss": ("whole", "vocabulary"),
     }
-    order = 4
+    order = 5
     splits_batch = False
     splits_module = False
     shares_parameters = True
@@ -139,6 +140,10 @@ class Tensor:
 
     def traffic(self, graph: ModelGraph, layouts: Layouts) -> Sequence[Transfer]:
         """What crosses the edges of regions, forward and backward, once a call."""
+        calls = num_calls(layouts)
+        crossing = [
+            (p, c, size, times * calls, at) for p, c, size, times, at in edges(graph, layouts)
+        ]
         return [
             Transfer(
                 collective=collective,
@@ -149,7 +154,7 @@ class Tensor:
                 path=path,
             )
             for path, collective, size, times, phase in [
-                *edges(graph, layouts),
+                *crossing,
                 *summed_gradients(graph, layouts),
             ]
         ]

@@ -17,7 +17,8 @@ table { border-collapse: collapse; margin: 1rem 0 2rem; }
 th, td { text-align: left; padding: .25rem .7rem; border-bottom: 1px solid #dde3ea;
          vertical-align: top; }
 td.equal { color: #17683a; } td.wrong, td.failed { color: #b3261e; font-weight: 600; }
-td.refused { color: #6b7482; } pre { margin: 0; white-space: pre-wrap; font-size: 13px; }
+td.number { white-space: nowrap; } td.refused { color: #6b7482; }
+pre { margin: 0; white-space: pre-wrap; font-size: 13px; }
 @media (prefers-color-scheme: dark) { body { background: #11161d; color: #dfe6ee; }
 th, td { border-color: #2b3542; } td.equal { color: #67c88b; }
 td.wrong, td.failed { color: #ff8a80; } }
@@ -36,10 +37,12 @@ parameter and buffer; equal is a relative difference of at most {{ tolerance }}.
 <table><tr><th>layout</th><th>ranks</th><th></th><th>worst difference</th><th></th></tr>
 {% for f in proof.findings %}<tr><td>{{ f.layout }}</td><td>{{ f.num_ranks }}</td>
 <td class="{{ f.state }}">{{ f.state }}</td>
-<td>{% if f.num_tensors %}{{ "%.1e" % f.worst }} of {{ f.num_tensors }} tensors{% endif %}</td>
+<td class="number">{% if f.num_tensors %}{{ "%.1e" % f.worst }} of {{ f.num_tensors }} tensors
+{% endif %}</td>
 <td>{% if f.state == "wrong" %}suspected: {{ f.suspects | join(", ") }}
-{% for d in f.differences %}<br>{{ d.kind }} {{ d.name }}: {{ "%.1e" % d.difference }}, rank
-{{ d.rank }}; {{ d.pattern }}{% endfor %}{% elif f.reason %}<pre>{{ f.reason }}</pre>{% endif %}
+{% for d in f.differences if not d.difference <= tolerance %}
+<br>{{ d.kind }} {{ d.name }}: {{ "%.1e" % d.difference }}, rank {{ d.rank }};
+{{ d.pattern }}{% endfor %}{% elif f.reason %}<pre>{{ f.reason }}</pre>{% endif %}
 </td></tr>{% endfor %}</table>
 {% endfor %}</body></html>
 """

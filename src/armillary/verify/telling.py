@@ -7,6 +7,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from armillary.verify.check import EQUAL, REFUSED, Finding
+from armillary.verify.compare import TOLERANCE
 from armillary.verify.proof import NUM_SHOWN, Proof, composition
 
 MARKS = {EQUAL: "[green]equal", REFUSED: "[dim]refused"}
@@ -76,6 +77,7 @@ def _remark(finding: Finding) -> str:
     worst = [
         f"{d.kind} {d.name}: {d.difference:.1e} on rank {d.rank}; {d.pattern}"
         for d in finding.differences[:NUM_SHOWN]
+        if not d.difference <= TOLERANCE
     ]
     return "\n".join([f"suspected: {', '.join(finding.suspects)}", *worst])
 

@@ -1,7 +1,10 @@
 """What the axes that split the batch send besides gradients: what is counted over all samples."""
 
+from dataclasses import replace
+
 from armillary.axes.batch.norm import norm_traffic
 from armillary.axes.batch.routed import count_traffic
+from armillary.axes.batch.times import num_calls
 from armillary.axes.door import Transfer
 from armillary.spec import ModelGraph
 from armillary.spec.layouts import Layouts
@@ -11,4 +14,6 @@ def counted(axis: str, graph: ModelGraph, layouts: Layouts) -> list[Transfer]:
     """The messages of batch norms and of experts with a capacity, told by the first of the axes
     that split the batch.
     """
-    return norm_traffic(axis, graph, layouts) + count_traffic(axis, graph, layouts)
+    calls = num_calls(layouts)
+    found = norm_traffic(axis, graph, layouts) + count_traffic(axis, graph, layouts)
+    return [replace(transfer, per_step=transfer.per_step * calls) for transfer in found]

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+from armillary.axes.linear import linear
 from armillary.axes.regions.pieces import cut_again
 
 
@@ -13,15 +14,15 @@ def apply_linear(
     from torch.distributed.tensor import Shard
 
     if cut.mesh_dim(weight) is None:
-        return function(x, weight, bias)
+        return linear(function, x, weight, bias)
     x = cut.on_mesh(x, weight)
     if cut.is_cut(weight, 0):
-        return function(cut.entered(x), weight, bias)
+        return linear(function, cut.entered(x), weight, bias)
     if cut.is_cut(weight, 1):
         x = x if cut.is_cut(x, -1) else cut.laid(x, Shard(x.ndim - 1))
-        return cut.left(function(x, weight, bias), token_dim)
+        return cut.left(linear(function, x, weight, bias), token_dim)
     x = cut.entered(x) if cut.is_cut(x, -1) else x
-    return function(x, weight, bias)
+    return linear(function, x, weight, bias)
 
 
 def _multiply(cut: Any, function: Any, x: Any, y: Any, **kwargs: Any) -> Any:

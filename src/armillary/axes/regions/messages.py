@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from armillary.axes.batch.times import num_reductions
 from armillary.spec import ModelGraph, Split
 from armillary.spec.layouts import Layouts
 
@@ -113,5 +114,8 @@ def summed_gradients(graph: ModelGraph, layouts: Layouts) -> Iterator[Message]:
     by_fsdp = np.zeros(layouts.num_layouts, dtype=bool)
     for name, axis in discover().items():
         by_fsdp |= axis.splits_batch & (layouts.degree(name) > 1)
-    times = np.where(by_fsdp, number, np.minimum(number, 1.0)) * (degrees > 1)
-    yield "", "all_reduce", size / np.maximum(times, 1.0), times, "backward"
+    stages = layouts.degree("pipeline")
+    held = np.where(by_fsdp, number / stages, np.minimum(number, 1.0)) * (degrees > 1)
+    times = np.where(by_fsdp, held * num_reductions(layouts), held)
+    size = size / stages / np.where(held > 0, held, 1.0)
+    yield "", "all_reduce", size, times, "backward"

@@ -56,13 +56,14 @@ def _cross_entropy(
     label_smoothing: float = 0.0,
 ) -> Any:
     """The loss of logits cut by class; what that cannot serve is computed on whole logits."""
-    from torch.distributed.tensor import Replicate
+    from torch.distributed.tensor import Replicate, Shard
 
     if logits.ndim < 2 or not cut.is_cut(logits, 1):
         others = (weight, size_average, ignore_index, reduce, reduction, label_smoothing)
         return function(logits, target, *others)
     old_words = size_average is not None or reduce is not None
     is_plain = weight is None and not old_words and not label_smoothing
+    is_plain &= all(type(p) is Shard or p.is_replicate() for p in logits.placements)
     if not is_plain or target.is_floating_point():
         others = (weight, size_average, ignore_index, reduce, reduction, label_smoothing)
         return function(cut.laid(logits, Replicate()), target, *others)

@@ -1,0 +1,97 @@
+"""What FSDP2 gathers and reduces as a whole: its bytes on a rank, and how often in a step."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from armillary.axes.regions.messages import is_cut
+from armillary.axes.stages.balance import Stages, lay_out, stages_per_rank
+from armillary.spec import ModelGraph
+from armillary.spec.layouts import Layouts
+
+Column = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """A block, routed experts, or under "" the rest of a module: a message of gradients each.
+
+    `bytes` is the size of its parameters on a rank before they are sharded, `per_rank` how many of
+    it a rank holds, on average over the ranks of a pipeline; both of shape [num_layouts].
+    """
+
+    path: str
+    bytes: Column
+    per_rank: Column
+
+
+def dense_units(graph: ModelGraph, layouts: Layouts) -> list[Unit]:
+    """The units whose parameters all ranks along the expert axis hold: where it cuts the experts,
+    those without them.
+    """
+    cuts = layouts.degree("expert") > 1
+    whole, dense = graph.unit_bytes, graph.dense_unit_bytes
+    saved = _saved_by_tensor(graph, layouts)
+    found = []
+    for path in whole | dense:
+        if path:
+            size = np.where(cuts, dense.get(path, 0), whole.get(path, 0)).astype(np.float64)
+            size -= sum(saved[p] for p in saved if f"{p}.".startswith(f"{path}."))
+            found.append(Unit(path, size, (size > 0) / layouts.degree("pipeline")))
+    return [*found, _rest(graph, layouts, saved)]
+
+
+def expert_units(graph: ModelGraph, layouts: Layouts) -> list[Unit]:
+    """The routed experts where the expert axis cuts them; elsewhere none of them are units."""
+    degrees = layouts.degree("expert")
+    per_rank = (degrees > 1) / layouts.degree("pipeline")
+    return [Unit(r.path, r.parameter_bytes / degrees, per_rank) for r in graph.routed]
+
+
+def _saved_by_tensor(graph: ModelGraph, layouts: Layouts) -> dict[str, Column]:
+    """Bytes that a rank holds less of each parameter along the tensor axis, by path."""
+    degrees = layouts.degree("tensor")
+    return {
+        s.path: np.where(is_cut(s, degrees), s.parameter_bytes * (1.0 - 1.0 / degrees), 0.0)
+        for s in graph.splits
+        if s.parameter_bytes
+    }
+
+
+def _rest(graph: ModelGraph, layouts: Layouts, saved: Mapping[str, Column]) -> Unit:
+    """What is in no block: of a pipeline, that of every stage is a unit of its own."""
+    blocks = tuple(f"{path}." for path in graph.unit_bytes if path)
+    dense = graph.dense_unit_bytes.get("", 0)
+    size = np.where(layouts.degree("expert") > 1, dense, graph.rest_bytes).astype(np.float64)
+    size -= sum(saved[path] for path in saved if not f"{path}.".startswith(blocks))
+    per_rank = (size > 0).astype(np.float64)
+    whole = np.zeros(layouts.num_layouts)
+    sizes = {
+        glue: glue.parameter_bytes - saved.get(glue.path, whole)
+        for glue in graph.glue
+        if not f"{glue.path}.".startswith(blocks)
+    }
+    for stages, rows in _pipelines(graph, layouts):
+        held = {glue: stages.holders(glue.regions) for glue in sizes}
+        num_units = len({stage for holders in held.values() for stage in holders})
+        total = sum(len(held[glue]) * sizes[glue][rows] for glue in sizes)
+        size[rows] = total / max(num_units, 1)
+        per_rank[rows] = num_units / (max(stages.ranks) + 1)
+    return Unit("", size, per_rank)
+
+
+def _pipelines(graph: ModelGraph, layouts: Layouts) -> Iterator[tuple[Stages, NDArray[np.bool_]]]:
+    """Every way in which the layouts cut the model into stages, and the rows that do so."""
+    degrees = layouts.degree("pipeline")
+    schedules = layouts.option("pipeline.schedule", "1f1b")
+    options = layouts.option("pipeline.stages_per_rank", "auto")
+    for degree in np.unique(degrees[degrees > 1]):
+        for schedule in np.unique(schedules[degrees == degree]):
+            of_both = (degrees == degree) & (schedules == schedule)
+            for option in np.unique(options[of_both]):
+                per_rank = stages_per_rank(str(schedule), str(option))
+                stages = lay_out(graph, int(degree), str(schedule), per_rank)
+                if stages is not None:
+                    yield stages, of_both & (options == option)
