@@ -83,7 +83,7 @@ def _loop_parts(**loader_words: object) -> tuple[nn.Module, torch.optim.Optimize
     ("layout", "loader_words", "where"),
     [
         ("data=2", {"batch_size": 2}, "layout"),
-        ("tensor=1", {"batch_size": 2}, "layout.tensor"),
+        ("diagonal=1", {"batch_size": 2}, "layout.diagonal"),
         ("precision=bfloat16", {"batch_size": 2}, "layout.precision"),
         ("micro_batch_size=2", {"batch_size": 2}, "layout.micro_batch_size"),
         ("data=1", {"batch_size": None}, "loader"),

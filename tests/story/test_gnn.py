@@ -32,7 +32,7 @@ def square_mesh(num_cells: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def test_the_file_is_short_enough_to_copy() -> None:
-    assert len(Path(gnn.__file__).read_text().splitlines()) < 220
+    assert len(Path(gnn.__file__).read_text().splitlines()) <= 220
 
 
 def test_the_solver_nears_a_known_temperature_with_the_square_of_the_spacing() -> None:

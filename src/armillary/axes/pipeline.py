@@ -143,20 +143,26 @@ class Pipeline:
 
     def _agreement(self, layouts: Layouts, told: NDArray[np.float64]) -> list[Transfer]:
         """Whether any rank of the mesh meets a shape that is new: a number a micro batch."""
-        others = {a: d for a, d in layouts.degrees.items() if a != self.name and (d > 1).any()}
+        others = [axis for axis in layouts.degrees if axis != self.name]
         if not others:
             return []
-        asks = np.any([degrees > 1 for degrees in others.values()], axis=0)
-        return [
-            Transfer(
-                collective="all_reduce",
-                group=(self.name, *others),
-                bytes=4.0 * layouts.num_micro_batches.astype(np.float64),
-                per_step=told * asks,
-                hidden_behind="",
-                path="",
-            )
-        ]
+        takes_part = np.stack([layouts.degree(axis) > 1 for axis in others])
+        found = []
+        for pattern in np.unique(takes_part, axis=1).T:
+            rows = (takes_part == pattern[:, None]).all(axis=0)
+            group = tuple(axis for axis, is_in in zip(others, pattern, strict=True) if is_in)
+            if group:
+                found.append(
+                    Transfer(
+                        collective="all_reduce",
+                        group=(self.name, *group),
+                        bytes=4.0 * layouts.num_micro_batches.astype(np.float64),
+                        per_step=told * rows,
+                        hidden_behind="",
+                        path="",
+                    )
+                )
+        return found
 
     def apply(
         self, module: "nn.Module", mesh: "DeviceMesh", layout: Layout, graph: ModelGraph

@@ -11,7 +11,7 @@ from armillary.axes.attention.heads import sent_key_heads
 from armillary.axes.batch.times import num_calls, num_reductions
 from armillary.axes.door import Refusal, Shares, Transfer, parts, refuse
 from armillary.axes.regions.messages import is_cut
-from armillary.spec import Attention, Layout, ModelGraph, Stencil
+from armillary.spec import Attention, Layout, ModelGraph, SpecError, Stencil
 from armillary.spec.layouts import Layouts
 
 if TYPE_CHECKING:
@@ -291,6 +291,7 @@ class SequenceAxis:
         def chosen(name: str) -> str:
             return layout.options.get(f"{self.name}.{name}", self.options[name][0])
 
+        _check_order(mesh.mesh_dim_names or (), graph)
         positions = graph.positions
         for part in parts(module):
             cut_dim = positions.dim if positions.argument >= 0 else None
@@ -305,6 +306,17 @@ class SequenceAxis:
             for block in graph.blocks:
                 _keep_cut(part, block.path, CutAgain(self.name, positions.dim))
         return module
+
+
+def _check_order(names: Sequence[str], graph: ModelGraph) -> None:
+    """Refuse what torch's rules cannot flatten: tokens of routed experts cut by tensor outside."""
+    if graph.routed and "tensor" in names and names.index("tensor") < names.index("sequence"):
+        raise SpecError(
+            "layout.sequence",
+            "named after tensor, for a model with routed experts",
+            "axes are named outermost first, and tensor sends most (axes/sequence.py)",
+            "name sequence before tensor",
+        )
 
 
 def _divisors(number: int, most: int = 2**62) -> str:

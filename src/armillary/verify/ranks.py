@@ -4,6 +4,7 @@ Starting Python and torch anew for every layout would cost seconds each time; fo
 milliseconds. What runs in a job is the real code of a rank, on real gloo collectives.
 """
 
+import logging
 import multiprocessing
 import os
 import socket
@@ -150,6 +151,7 @@ def _work(pipe: Connection) -> None:
     import torch
 
     torch.set_num_threads(1)
+    logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")  # what torch warns of on every rank is proven or refuted here
     while True:
         try:
