@@ -23,8 +23,7 @@ from torch.optim.lr_scheduler import OneCycleLR
 
 # Shapes: B plates; N points and E directed edges of all plates of a batch; H hidden units;
 # F = 3 features, of a point: source, log of conductivity, area; of an edge: y, x, length.
-CONDUCTIVITIES, LOSS = (0.3, 3.0), 0.2  # loss: of a unit of area at a unit of temperature
-NUM_SWEEPS = 8  # of the rivals, as many as the network has layers
+CONDUCTIVITIES, LOSS, NUM_SWEEPS = (0.3, 3.0), 0.2, 8  # of the rivals: one for each layer
 Array = np.ndarray
 Arrays = dict[str, Array]
 Plate = dict[str, Tensor]
