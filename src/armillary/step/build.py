@@ -7,14 +7,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from armillary.axes import admit, discover
-from armillary.axes.compose import compose
+from armillary.axes import discover
 from armillary.axes.door import parts
 from armillary.models import Call, read
 from armillary.models.deferred import Deferred, NotDeferrable, defer
 from armillary.spec import Layout, ModelGraph
-from armillary.step.parallel import apply_layout, sees_calls
-from armillary.step.precision import recompute_blocks
+from armillary.step.parallel import apply_layout, make_parallel, sees_calls
 from armillary.step.world import World
 
 Build = Callable[[], nn.Module]
@@ -59,16 +57,11 @@ def _shares_parameters(layout: Layout) -> bool:
 def _build_in_parts(
     build: Build, example: Example, world: World, layout: Layout, *, dtype: torch.dtype, seed: int
 ) -> tuple[nn.Module, ModelGraph]:
-    assert world.mesh is not None
     seed_build(seed)
     deferred = defer(build)
     module = deferred.module.to(dtype=dtype).train()
     graph = _read_without_memory(module, example, layout)
-    admit(layout, graph)
-    recompute_blocks(module, graph, layout.recompute)
-    if layout.compile:
-        module.compile()
-    module = compose(module, world.mesh, layout, graph)
+    module = make_parallel(module, graph, world, layout)
     _give_memory(module, world.device)
     fill(module, deferred, seed)
     return module, graph

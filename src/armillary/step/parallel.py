@@ -32,13 +32,21 @@ def apply_layout(
     Raises: `SpecError` if an axis refuses the model.
     """
     graph = read(module, call, num_samples)
+    return make_parallel(module, graph, world, layout), graph
+
+
+def make_parallel(module: nn.Module, graph: ModelGraph, world: World, layout: Layout) -> nn.Module:
+    """`module`, of which `graph` was read, parallel as `layout` says, in place where torch allows.
+
+    Raises: `SpecError` if an axis refuses the model.
+    """
     admit(layout, graph)
     recompute_blocks(module, graph, layout.recompute)
     if layout.compile:
         module.compile()
     if world.mesh is not None:
         module = compose(module, world.mesh, layout, graph)
-    return module, graph
+    return module
 
 
 def sees_calls(layout: Layout) -> bool:

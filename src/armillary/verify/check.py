@@ -53,7 +53,15 @@ class Checker:
     def serial(self) -> Trace:
         """What the serial program computes."""
         if self._serial is None:
-            self._serial = self.ranks.run(1, self.job, self.program, serial_layout())[0]
+            try:
+                self._serial = self.ranks.run(1, self.job, self.program, serial_layout())[0]
+            except RanksFailed as failed:
+                raise SpecError(
+                    "recipe",
+                    f"the serial program fails: {_shortest(failed.tracebacks)}",
+                    "a layout is proven against a serial step that runs to its end",
+                    "correct the recipe, or its tiny()",
+                ) from None
         return self._serial
 
     @property

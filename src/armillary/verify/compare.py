@@ -14,8 +14,8 @@ from armillary.verify.program import Tensors, Trace
 TOLERANCE = 1e-9
 """Largest relative difference that counts as equal, in float64.
 
-A step sums thousands of products in another order, which leaves 1e-15 to 1e-12; the mildest real
-fault known, a wrong order of two halves of a batch, leaves 1e-3.
+A step sums thousands of products in another order, which leaves 1e-15 to 1e-12; every fault of
+tests/parity/sabotage*.py has to leave more than 1e-3.
 """
 LEAST_SHARE = 0.01
 """A tensor is measured by at least this share of the model's largest entry.

@@ -1,6 +1,6 @@
 """A recipe made ready to be verified: its samples taken, its model shrunk, its graph read."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -48,13 +48,10 @@ def prepare(
         precision = Precision(Layout(precision="float64"), torch.device("cpu"))
         call, count = example(recipe, program, precision, precision.device)
         smaller = shrink(recipe, lambda model: call(model.double()))
-        program = Program(**{n: getattr(program, n) for n in FIELDS} | {"smaller": smaller})
+        program = replace(program, smaller=smaller)
         model = build(recipe, smaller).double()
         graph = read(model, call, count)
     return Prepared(program=program, graph=graph, shrunk=_describe(recipe, smaller))
-
-
-FIELDS = ("recipe", "options", "smaller", "samples", "batch_size", "seed", "clip_norm")
 
 
 def _clip_norm(recipe: Recipe) -> float:
