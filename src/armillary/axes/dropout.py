@@ -24,17 +24,18 @@ def drop_alike(part: "nn.Module") -> None:
 
 @contextmanager
 def _dropping() -> Iterator[None]:
-    with standing_in(dict.fromkeys(NAMES, _drop)):
+    with standing_in(dict.fromkeys(NAMES, drop)):
         yield
 
 
-def _drop(
+def drop(
     function: Any, x: Any, p: float = 0.5, training: bool = True, inplace: bool = False
 ) -> Any:
+    """`function(x, p, training)`, of which every rank draws the whole and keeps its part."""
     import torch
     from torch.distributed.tensor import DTensor, Replicate
 
-    if x.device.type != "cpu" or not training or p == 0:
+    if not isinstance(x, DTensor) or x.device.type != "cpu" or not training or p == 0:
         return function(x, p, training, inplace)
     mesh = x.device_mesh
     lies = [placement if placement.is_shard() else Replicate() for placement in x.placements]

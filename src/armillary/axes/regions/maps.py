@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
+from armillary.axes.dropout import drop
 from armillary.axes.linear import linear
-from armillary.axes.regions.pieces import cut_again
 
 
 def apply_linear(
@@ -56,22 +56,8 @@ def _norm(cut: Any, function: Any, x: Any, normalized_shape: Any, *args: Any, **
 
 
 def apply_dropout(cut: Any, function: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
-    """Zeros drawn for the whole tensor on every rank: those of the serial program.
-
-    torch keeps the ranks' draws apart or alike on accelerators only.
-    """
-    import torch
-
-    if x.device.type != "cpu" or not _draws(*args, **kwargs):
-        return function(x, *args, **kwargs)
-    with torch.no_grad():
-        ones = torch.ones(x.shape, dtype=x.dtype, device=x.device)
-        kept = cut_again(cut.on_mesh(function(ones, *args, **kwargs), x), x)
-    return x * kept
-
-
-def _draws(p: float = 0.5, training: bool = True, inplace: bool = False) -> bool:
-    return training and p > 0
+    """Zeros drawn for the whole tensor on every rank (`axes/dropout.py`)."""
+    return drop(function, x, *args, **kwargs)
 
 
 HANDLERS: dict[str, Callable[..., Any]] = {
