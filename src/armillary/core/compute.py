@@ -1,0 +1,123 @@
+"""Seconds of a device's work: products, attention, what is bound by memory, and steps in a row."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+SCORE_PASSES = (5.5, 9.5)
+"""How often an attention in separate kernels reads or writes each score, forward and backward.
+
+Forward: the product writes it, softmax reads and writes, dropout reads and writes, with a mask of
+half an element, the second product reads. Backward: the second product writes its gradient and
+reads the score, dropout reads and writes, softmax reads two and writes one, two products read.
+
+Source: Korthikanti et al. 2022, arXiv 2205.05198, figure 3, counted kernel by kernel.
+"""
+ALIGNED_BYTES = 16
+"""Rows of a 16-bit product that are no multiple of this are not loaded in whole words.
+
+Source: NVIDIA, Matrix Multiplication Background User's Guide, section 4.1 (tensor-core
+requirements).
+"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rates:
+    """What a device does in a second, as numbers or as arrays over precisions.
+
+    The fields are those of `spec.Efficiency`, beside the peaks that they are shares of.
+    """
+
+    peak_flops_per_s: Any
+    memory_bytes_per_s: Any
+    element_bytes: Any
+    matmul_start_s: Any
+    matmul_fraction: Any
+    matmul_memory_fraction: Any
+    half_rows: Any
+    half_columns: Any
+    half_inner: Any
+    attention_fraction: Any
+    stream_fraction: Any
+    launch_s: Any
+
+    def scaled(self, **factors: float) -> "Rates":
+        """The rates with some fields multiplied."""
+        return replace(self, **{name: getattr(self, name) * f for name, f in factors.items()})
+
+
+def matmul_s(rows: Any, columns: Any, inner: Any, batch: Any, rates: Rates) -> Array:
+    """Seconds of `batch` products of [rows x inner] by [inner x columns]; arrays broadcast.
+
+    Source: a saturating roofline: `spec.Efficiency` gives the form; on measured tables of H100 and
+    H200 its mean error is 5 to 6 % (docs/networks.md).
+    """
+    flops = 2.0 * rows * columns * inner * batch
+    slower = (
+        (1.0 + rates.half_rows / rows)
+        * (1.0 + rates.half_columns / columns)
+        * (1.0 + rates.half_inner / inner)
+    )
+    compute_s = flops * slower / (rates.peak_flops_per_s * rates.matmul_fraction)
+    moved = (rows * inner + inner * columns + rows * columns) * batch * rates.element_bytes
+    memory_s = moved / (rates.memory_bytes_per_s * rates.matmul_memory_fraction)
+    return np.asarray(rates.matmul_start_s + np.maximum(compute_s, memory_s))
+
+
+def stream_s(moved_bytes: Any, rates: Rates) -> Array:
+    """Seconds to read and write `moved_bytes` in all."""
+    return np.asarray(moved_bytes / (rates.memory_bytes_per_s * rates.stream_fraction))
+
+
+def attention_s(flops: Any, moved_bytes: Any, rates: Rates) -> Array:
+    """Seconds of a fused attention that computes `flops` and moves `moved_bytes`."""
+    compute_s = flops / (rates.peak_flops_per_s * rates.attention_fraction)
+    return np.asarray(rates.matmul_start_s + np.maximum(compute_s, stream_s(moved_bytes, rates)))
+
+
+def unfused_attention_s(
+    flops: Any, num_scores: Any, score_bytes: Any, passes: float, rates: Rates
+) -> Array:
+    """Seconds of an attention whose `num_scores` scores go through memory `passes` times.
+
+    `flops` are those of the whole square: what is masked is computed. The products are small and
+    of many heads; `rates.attention_fraction` is theirs, and the kernels run one after the other.
+
+    Source: `SCORE_PASSES`.
+    """
+    compute_s = flops / (rates.peak_flops_per_s * rates.attention_fraction)
+    moved = num_scores * score_bytes * passes
+    return np.asarray(rates.matmul_start_s + compute_s + stream_s(moved, rates))
+
+
+def is_aligned(size: Any, element_bytes: Any) -> NDArray[np.bool_]:
+    """Whether rows of `size` elements are whole words for units that multiply 16-bit numbers."""
+    return np.asarray(np.mod(size * element_bytes, ALIGNED_BYTES) == 0)
+
+
+def scan_s(steps: Any, step_rows: Any, columns: Any, inner: Any, rates: Rates) -> Array:
+    """Seconds of `steps` products that wait for one another, each launched on its own."""
+    one = matmul_s(step_rows, columns, inner, 1.0, rates)
+    return np.asarray(steps * np.maximum(one, rates.launch_s))
+
+
+def launched_s(busy_s: Any, num_kernels: Any, launch_s: Any) -> Array:
+    """Seconds of a pass that keeps the device busy for `busy_s`, if the host can launch it so fast.
+
+    Source: host and device run beside each other, so the slower of them sets the pace; measured on
+    720 runs of small models, where a pass takes as long whatever it computes (docs/plan.md).
+    """
+    return np.maximum(busy_s, np.asarray(num_kernels * launch_s, np.float64))
+
+
+def deduplicated(copies: Any, places: Any) -> Array:
+    """At how many of `places` a token is that was sent to `copies` experts drawn evenly.
+
+    Source: the mean number of occupied bins of a throw of balls: p (1 - (1 - 1/p)^k).
+    """
+    p = np.maximum(np.asarray(places, np.float64), 1.0)
+    return np.asarray(p * (1.0 - (1.0 - 1.0 / p) ** copies))

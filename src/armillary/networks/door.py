@@ -1,0 +1,53 @@
+"""The door of a topology: what a rank gets through a level, by pattern of sending."""
+
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from armillary.spec.machine import Level
+
+Array = NDArray[np.float64]
+
+# gamma / (2 sqrt(start / B)) of the fits of NCCL inside a node: 0.3 to 1.05 over A100, H100 and
+# B200, all collectives and groups; this is their mean (docs/networks.md).
+PIECES_INSIDE = 0.65
+
+# How the units of a level that a group spans send to each other, all ranks of the machine at once:
+# "ring"  each to the next one;  "exchange"  each to partners near and far, in turn;
+# "all"   each to every other evenly;  "pair"  one message to one other unit.
+Pattern = Literal["ring", "exchange", "all", "pair"]
+
+
+class Network(Protocol):
+    """One topology. A file in this room that defines `NETWORK` is found by discovery.
+
+    `name` is what `Level.network` says. `fraction` is the share of a link's rate that messages
+    reach, and `source` says who measured it. `step_factor` is how many times longer than elsewhere
+    a step of the middleware takes here. `pieces` is the share of the cross term of pieces that is
+    paid (`core.collectives.pipelined_s`). `through_adapters`: messages leave through network
+    adapters, so that steps cost what they cost between nodes.
+    """
+
+    name: str
+    fraction: float
+    source: str
+    step_factor: float
+    pieces: float
+    through_adapters: bool
+
+    def bytes_per_s(
+        self, level: Level, pattern: Pattern, num_units: Array, most_units: float
+    ) -> Array:
+        """Bytes/s that one rank sends through `level` in `pattern`, before `fraction`.
+
+        `num_units` are the units of the level below that the group spans, and `most_units` how
+        many one unit of this level has. Never less where `level.link_bytes_per_s` is more.
+        """
+        ...
+
+    def num_hops(
+        self, level: Level, pattern: Pattern, num_units: Array, most_units: float
+    ) -> Array:
+        """How many times `level.latency_s` one step of `pattern` takes."""
+        ...

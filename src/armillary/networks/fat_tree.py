@@ -1,0 +1,39 @@
+"""A tree of switches with as many links up as down, or fewer by the taper."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from armillary.networks.door import Pattern
+from armillary.spec.machine import Level
+
+Array = NDArray[np.float64]
+
+
+class FatTree:
+    """Any pattern at the link's rate over the taper.
+
+    A level above a pod carries the pod's taper, so its ranks get `link_bytes_per_s` / `taper` when
+    all send upwards at once. Rail-optimised trees have a level whose unit is the pod of a rail.
+    """
+
+    name = "fat_tree"
+    # 24 of 25 GB/s and 46 to 48 of 50 by those who write NCCL: github.com/NVIDIA/nccl-tests,
+    # issues 160, 290 and 252. Pieces: 2 H100 on 2 nodes, 2 to 32 MiB, issue 232 (docs/networks.md).
+    fraction = 0.96
+    source = "nccl-tests issues 160, 290, 252 (InfiniBand, 200 and 400 Gbit/s)"
+    step_factor = 1.0
+    pieces = 0.2
+    through_adapters = True
+
+    def bytes_per_s(
+        self, level: Level, pattern: Pattern, num_units: Array, most_units: float
+    ) -> Array:
+        return np.full_like(num_units, level.link_bytes_per_s / level.taper)
+
+    def num_hops(
+        self, level: Level, pattern: Pattern, num_units: Array, most_units: float
+    ) -> Array:
+        return np.ones_like(num_units)
+
+
+NETWORK = FatTree()

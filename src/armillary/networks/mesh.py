@@ -1,0 +1,44 @@
+"""Every unit linked to every other by a link of their own (Xe-Link, Infinity Fabric, NVLink)."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from armillary.networks.door import PIECES_INSIDE, Pattern
+from armillary.spec.machine import Level
+
+Array = NDArray[np.float64]
+
+
+class Mesh:
+    """A rank's rate is spread over links to the other units; a group uses those to its members.
+
+    `shape.pair_bytes_per_s` is what two ranks alone get; without it, an even share of
+    `link_bytes_per_s` over the links to the other units.
+    """
+
+    name = "mesh"
+    fraction = 0.78
+    source = "as NVLink behind a switch (networks/switch.py); not measured on links of pairs"
+    step_factor = 1.0
+    pieces = PIECES_INSIDE
+    through_adapters = False
+
+    def bytes_per_s(
+        self, level: Level, pattern: Pattern, num_units: Array, most_units: float
+    ) -> Array:
+        link = level.link_bytes_per_s / level.taper
+        pair = min(
+            link, level.shape.get("pair_bytes_per_s", 0.0) or link / max(most_units - 1.0, 1.0)
+        )
+        if pattern == "pair":
+            return np.full_like(num_units, pair)
+        # k units have k - 1 rings without a shared link between them.
+        return np.minimum(link, pair * np.maximum(num_units - 1.0, 1.0))
+
+    def num_hops(
+        self, level: Level, pattern: Pattern, num_units: Array, most_units: float
+    ) -> Array:
+        return np.ones_like(num_units)
+
+
+NETWORK = Mesh()

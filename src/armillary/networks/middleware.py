@@ -1,0 +1,235 @@
+"""The libraries that carry collectives: which algorithms each has, and what a step costs it.
+
+A library picks by size and ranks, from tables or a cost model of its own; here it takes the
+fastest of what it has. So a plan never pays for a bad choice of a library, and a time never falls
+when a message grows, as it does where tables switch.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from armillary.core import collectives as forms
+from armillary.core.collectives import Algorithm
+from armillary.networks.door import Pattern
+from armillary.spec.machine import Machine
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Protocol:
+    """How a library hands on a piece: seconds to start, seconds of a step, share of the rate.
+
+    A step takes the longer of the library's own time and the level's latency. Where steps do not
+    wait for each other (`waits` is false), the latency comes once.
+    """
+
+    name: str
+    start_s: float
+    inside_step_s: float
+    between_step_s: float
+    fraction: float
+    source: str
+    waits: bool = True
+    avoids: tuple[str, ...] = ()  # networks on which it is switched off
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Way:
+    """One way to do a collective over levels.
+
+    `flow` says how levels meet: "around" is one ring through all ranks, "up and down" a tree of
+    the units of each level, "by level" one level after the other on a part of the tensor, "at
+    once" all levels at the same time, "farthest" only the outermost. `is_pipelined`: the tensor
+    goes in pieces, so that levels work at the same time.
+    """
+
+    flow: Literal["around", "up and down", "by level", "at once", "farthest"]
+    inside: Algorithm
+    between: Algorithm
+    pattern: Pattern
+    protocol: Protocol
+    is_pipelined: bool = True
+
+    @property
+    def name(self) -> str:
+        """The way in words, such as `NCCL LL ring`."""
+        inside = "" if self.inside is self.between else f", {self.inside.name} inside"
+        return f"{self.protocol.name} {self.between.name}{inside}"
+
+
+# Starts, steps and shares of the rate: NCCL src/graph/tuning.cc (June 2026; of LL around a ring
+# between nodes an earlier one, 1/4: it was later set to 1/2, but capped). Hu et al.,
+# arXiv:2507.04786, measured 25 to 50 % of the peak with LL and 95 % with LL128. The correction
+# table of trees of 16 KiB to 4 MiB is left out: it stands for the time of pieces, which is added.
+_TUNING = "NCCL src/graph/tuning.cc, June 2026; arXiv:2507.04786 (rates of protocols)"
+_NO_LL128 = ("dragonfly",)  # CSCS documentation, communication/nccl.md: NCCL_PROTO=^LL128
+
+
+def _nccl(kind: str, name: str, times_us: tuple[float, float, float], share: float) -> Protocol:
+    start, inside, between = (time * 1e-6 for time in times_us)
+    return Protocol(
+        name=f"{kind} {name}",
+        start_s=start,
+        inside_step_s=inside,
+        between_step_s=between,
+        fraction=share,
+        source=_TUNING,
+        avoids=_NO_LL128 if name == "LL128" else (),
+    )
+
+
+def _nccl_ways(kind: str) -> dict[str, tuple[Way, ...]]:
+    """The ways of NCCL, and of RCCL, which is built from it."""
+    rings = (
+        _nccl(kind, "LL", (6.6, 0.6, 2.7), 0.25),
+        _nccl(kind, "LL128", (14.0, 1.9, 4.0), 0.92),
+        _nccl(kind, "Simple", (8.4, 3.4, 14.0), 1.0),
+    )
+    trees = (
+        _nccl(kind, "LL", (6.8, 0.6, 5.0), 0.92 / 3.8),
+        _nccl(kind, "LL128", (14.0, 1.25, 8.5), 0.92 * 120 / 128),
+        _nccl(kind, "Simple", (8.4, 4.0, 14.0), 0.92),
+    )
+    # A kernel serves many peers at once; H100 starts 8 peers 1.7 us later than 2 (the fits).
+    peers = Protocol(
+        name=f"{kind} peers",
+        start_s=9.0e-6,
+        inside_step_s=0.3e-6,
+        between_step_s=0.3e-6,
+        fraction=1.0,
+        source="NCCL all-to-all of aiconfigurator-core 0.12.0, H100, 2 to 8 ranks",
+        waits=False,
+    )
+    around = _around(forms.RING, rings)
+    return {
+        "all_reduce": _around(forms.RING_ALL_REDUCE, rings) + _trees(trees),
+        "all_gather_into_tensor": around,
+        "reduce_scatter_tensor": around,
+        "all_to_all_single": _at_once(peers, forms.PAIRWISE),
+        "broadcast": _around(forms.PIPELINED_CHAIN, rings),
+        **_pairs((rings[0], rings[2])),
+    }
+
+
+def _around(form: Algorithm, protocols: tuple[Protocol, ...]) -> tuple[Way, ...]:
+    return tuple(
+        Way(flow="around", inside=form, between=form, pattern="ring", protocol=one)
+        for one in protocols
+    )
+
+
+def _trees(protocols: tuple[Protocol, ...]) -> tuple[Way, ...]:
+    return tuple(
+        Way(
+            flow="up and down",
+            inside=forms.CHAIN_ALL_REDUCE,
+            between=forms.DOUBLE_TREE,
+            pattern="exchange",
+            protocol=one,
+        )
+        for one in protocols
+    )
+
+
+def _at_once(protocol: Protocol, *algorithms: Algorithm) -> tuple[Way, ...]:
+    return tuple(
+        Way(
+            flow="at once",
+            inside=form,
+            between=form,
+            pattern="all",
+            protocol=protocol,
+            is_pipelined=False,
+        )
+        for form in algorithms
+    )
+
+
+def _pairs(protocols: tuple[Protocol, ...]) -> dict[str, tuple[Way, ...]]:
+    return {
+        collective: tuple(
+            Way(flow="farthest", inside=form, between=form, pattern="pair", protocol=p)
+            for p in protocols
+        )
+        for collective, form in (("send", forms.PAIR), ("batch_isend_irecv", forms.NEIGHBOURS))
+    }
+
+
+def _by_level(protocol: Protocol, *algorithms: Algorithm) -> tuple[Way, ...]:
+    return tuple(
+        Way(
+            flow="by level",
+            inside=a,
+            between=a,
+            pattern="ring" if a.name == "ring" else "exchange",
+            protocol=protocol,
+            is_pipelined=False,
+        )
+        for a in algorithms
+    )
+
+
+def _mpi_ways(protocol: Protocol) -> dict[str, tuple[Way, ...]]:
+    """The ways of MPICH and of libraries that choose as it does, first inside nodes, then between.
+
+    Source: MPICH 5.1 maint/tuning/coll/mpir/generic.json; oneCCL on Aurora: ALCF user guides
+    (direct to 1 MiB, above Rabenseifner).
+    """
+    gathers = _by_level(protocol, forms.DOUBLING, forms.RING)
+    return {
+        "all_reduce": _by_level(
+            protocol, forms.DOUBLING_ALL_REDUCE, forms.RABENSEIFNER, forms.RING_ALL_REDUCE
+        ),
+        "all_gather_into_tensor": gathers,
+        "reduce_scatter_tensor": gathers,
+        "all_to_all_single": _at_once(protocol, forms.PAIRWISE, forms.BRUCK),
+        "broadcast": _by_level(protocol, forms.BINOMIAL, forms.SCATTER_GATHER),
+        **_pairs((protocol,)),
+    }
+
+
+# oneCCL all-reduce of 256 B over 2 and 4 ranks: 14.2 and 17.8 us, in 2 and 4 steps.
+_ONECCL = Protocol(
+    name="oneCCL",
+    start_s=10.6e-6,
+    inside_step_s=1.8e-6,
+    between_step_s=1.8e-6,
+    fraction=1.0,
+    source="oneCCL 2021.17 of aiconfigurator-core 0.12.0, Arc B60, 2 and 4 ranks",
+)
+_GLOO = Protocol(
+    name="gloo",
+    start_s=1.2e-4,
+    inside_step_s=5e-5,
+    between_step_s=5e-5,
+    fraction=1.0,
+    source="torch 2.13 gloo over loopback on 2 cores (docs/networks.md)",
+)
+GUESS_XLA_START_S = 10e-6
+GUESS_XLA_STEP_S = 1e-6
+_XLA = Protocol(
+    name="XLA",
+    start_s=GUESS_XLA_START_S,
+    inside_step_s=GUESS_XLA_STEP_S,
+    between_step_s=GUESS_XLA_STEP_S,
+    fraction=1.0,
+    source="not measured",
+)
+
+WAYS: Mapping[str, Mapping[str, tuple[Way, ...]]] = {
+    "NCCL": _nccl_ways("NCCL"),
+    "RCCL": _nccl_ways("RCCL"),
+    "oneCCL": _mpi_ways(_ONECCL),
+    "gloo": _mpi_ways(_GLOO),
+    "XLA": _mpi_ways(_XLA),
+}
+
+
+def library(machine: Machine) -> str:
+    """The library behind torch's backend on `machine`: a key of `WAYS`."""
+    backend = machine.device.backend
+    if backend == "nccl":
+        return "RCCL" if machine.device.vendor == "amd" else "NCCL"
+    if backend in ("xccl", "ccl"):
+        return "oneCCL"
+    return "XLA" if machine.device.torch_device == "xla" else "gloo"

@@ -1,0 +1,35 @@
+"""A crossbar: every rank reaches every other at its full rate (NVLink with NVSwitch)."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from armillary.networks.door import PIECES_INSIDE, Pattern
+from armillary.spec.machine import Level
+
+Array = NDArray[np.float64]
+
+
+class Switch:
+    """Any pattern at the link's rate."""
+
+    name = "switch"
+    # What large all-gathers and reduce-scatters over 8 tend to, pieces taken off: A100 217 and 227
+    # of 300 GB/s, H100 370 and 347 of 450.
+    fraction = 0.78
+    source = "NCCL tables of aiconfigurator-core 0.12.0, fits of A100 and H100, 8 ranks"
+    step_factor = 1.0
+    pieces = PIECES_INSIDE
+    through_adapters = False
+
+    def bytes_per_s(
+        self, level: Level, pattern: Pattern, num_units: Array, most_units: float
+    ) -> Array:
+        return np.full_like(num_units, level.link_bytes_per_s / level.taper)
+
+    def num_hops(
+        self, level: Level, pattern: Pattern, num_units: Array, most_units: float
+    ) -> Array:
+        return np.ones_like(num_units)
+
+
+NETWORK = Switch()
