@@ -10,6 +10,7 @@ cross the cut, and everything else (masks, positions) can be computed again from
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from armillary.models.trace import Call
+from armillary.models.watch import Call
 from armillary.spec import Glue
 
 RANDOM = ("rand", "bernoulli", "dropout", "normal", "multinomial", "uniform")
@@ -30,6 +31,16 @@ OF_SHAPE = (
 LIKE_ANOTHER = ("to", "type_as", "expand_as", "view_as", "reshape_as")
 """Those whose result does not depend on the values of the second tensor."""
 READS = ("item", "tolist", "numpy", "__bool__", "__int__", "__float__", "equal", "is_nonzero")
+
+
+def _attention_flops(query: Any, key: Any, value: Any, *others: Any, **more: Any) -> int:
+    """Both products of an attention, of the whole square, from the shapes [B, N, T, D]."""
+    *samples, length, size = query
+    return int(2 * prod(samples) * length * key[-2] * (size + value[-1]))
+
+
+ON_CPU = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}
+"""Fused attention that torch's counter leaves out, so that chains weigh alike on any device."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -108,7 +119,7 @@ class _Watch(TorchFunctionMode):
         self.uses: dict[nn.Parameter, set[int]] = {}
         self.marks: list[int] = []
         self.faults = _Faults()
-        self.counter = FlopCounterMode(display=False)
+        self.counter = FlopCounterMode(display=False, custom_mapping=ON_CPU)
 
     @contextmanager
     def watching(self) -> Iterator[None]:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.overrides import handle_torch_function, has_torch_function_unary
 
 # Shapes: N tokens, H hidden, K experts chosen for a token, E experts, F inner size of an expert;
 # R rows sorted by expert: one for each choice that is kept, R = N K unless a capacity drops some
@@ -138,8 +139,21 @@ def balance_loss(probabilities_NE: torch.Tensor, chosen_NK: torch.Tensor) -> tor
     """
     num_experts = probabilities_NE.shape[-1]
     each_E = torch.arange(num_experts, device=chosen_NK.device)
-    share_E = (chosen_NK[..., None] == each_E).to(probabilities_NE.dtype).mean((-3, -2))
-    return num_experts * (share_E * probabilities_NE.mean(-2)).sum(-1)
+    share_NE = (chosen_NK[..., None] == each_E).to(probabilities_NE.dtype).mean(-2)
+    # one mean for both, so that ranks that hold parts of the tokens add up once
+    share_E, mean_E = token_mean(torch.cat([share_NE, probabilities_NE], -1)).chunk(2, -1)
+    return num_experts * (share_E * mean_E).sum(-1)
+
+
+def token_mean(values_NE: torch.Tensor) -> torch.Tensor:
+    """The mean over the tokens [..., N, E] -> [..., E].
+
+    It is a function of its own so that it can be told, and replaced where ranks hold parts of N.
+    """
+    if has_torch_function_unary(values_NE):
+        found: torch.Tensor = handle_torch_function(token_mean, (values_NE,), values_NE)
+        return found
+    return values_NE.mean(-2)
 
 
 class BalanceBias(nn.Module):

@@ -6,12 +6,13 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.conv import _ConvNd
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from armillary.models.trace import Call
+from armillary.models.watch import Call
 
 TAKEN_WHOLE = frozenset(
     {
@@ -22,6 +23,7 @@ TAKEN_WHOLE = frozenset(
     }
 )
 """Functions of torch that are noted by name; all others are noted as the operators inside."""
+DROPOUTS = ("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,10 +66,14 @@ class Operation:
 
 @dataclass(slots=True)
 class Operations:
-    """The operations of a call in order, and the tensors that the model gave."""
+    """The operations of a call in order, and the tensors that the model gave.
+
+    `draws` says where dropout would draw in training: the module, and the steps noted before.
+    """
 
     steps: list[Operation] = field(default_factory=list)
     results: set[int] = field(default_factory=set)
+    draws: list[tuple[str, int]] = field(default_factory=list)
 
 
 def note(module: nn.Module, call: Call) -> Operations:
@@ -116,6 +122,11 @@ class _Notes:
         self.found, self.stack = Operations(), list[str]()
         self.values = WeakTensorKeyDictionary()
         self.count, self.is_inside = 0, False
+        self.padded = {
+            path
+            for path, part in module.named_modules()
+            if isinstance(part, _ConvNd) and part.padding_mode != "zeros"
+        }
         for path, parameter in module.named_parameters():
             self.values[parameter] = self._new(parameter, path)
         self.functions, self.operators = _Functions(self), _Operators(self)
@@ -139,6 +150,10 @@ class _Notes:
             return function(*args, **kwargs)
         args_seen, kwargs_seen = tree_map_only(torch.Tensor, self.value, (args, kwargs))
         output = function(*args, **kwargs)
+        if name == "pad" and self.stack[-1] in self.padded:
+            # a convolution's own padding, which is done where it runs: it takes what is padded
+            self.values[output] = self.value(args[0])
+            return output
         outputs = tuple(self._outputs(tree_leaves(output)))
         self.found.steps.append(
             Operation(name, self.stack[-1], pointwise, tuple(args_seen), kwargs_seen, outputs)
@@ -162,6 +177,8 @@ class _Functions(TorchFunctionMode):
         self, function: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         name, kwargs = getattr(function, "__name__", ""), kwargs or {}
+        if name in DROPOUTS and self.notes.stack and kwargs.get("p", (*args, 0.5, 0.5)[1]):
+            self.notes.found.draws.append((self.notes.stack[-1], len(self.notes.found.steps)))
         if name not in TAKEN_WHOLE or self.notes.is_inside:
             return function(*args, **kwargs)
         self.notes.is_inside = True
@@ -180,7 +197,7 @@ class _Operators(TorchDispatchMode):
         self, function: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        if self.notes.is_inside:
+        if self.notes.is_inside or function.namespace == "prim":  # a device, asked for
             return function(*args, **kwargs)
         name = function.overloadpacket.__name__
         is_pointwise = torch.Tag.pointwise in function.tags

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.modules.pooling import _AvgPoolNd, _MaxPoolNd
 
-from armillary.models.trace import Seen
+from armillary.models.watch import Seen
 from armillary.spec import Positions, Stencil
 
 

@@ -1,11 +1,12 @@
 """The routed experts of a model: how many, how often chosen, and what they weigh."""
 
+from collections.abc import Iterator
 from math import prod
 
 from torch import nn
 
 from armillary.models.experts import Experts
-from armillary.models.trace import Seen
+from armillary.models.watch import Seen
 from armillary.spec import Routed
 
 
@@ -32,4 +33,13 @@ def _read(path: str, experts: Experts, seen: Seen) -> Routed:
         parameter_bytes=sum(p.numel() * p.element_size() for p in parameters),
         token_bytes=token_bytes,
         has_capacity=experts.capacity_factor is not None,
+        num_tensors=len(parameters),
+        unfit=next(_unfit(experts), ""),
     )
+
+
+def _unfit(experts: Experts) -> Iterator[str]:
+    """Parameters that are not a row for each expert, in words."""
+    for name, parameter in experts.named_parameters():
+        if "." in name or parameter.ndim == 0 or len(parameter) != experts.num_experts:
+            yield (f"{name} of shape {tuple(parameter.shape)} for {experts.num_experts} experts")

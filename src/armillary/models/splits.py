@@ -12,15 +12,17 @@ Source: Shoeybi et al. 2019, "Megatron-LM", arXiv 1909.08053, for the pairs; Xu 
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
+from armillary.models.kept import find_last
 from armillary.models.named_splits import with_named
 from armillary.models.operations import note
 from armillary.models.region import Hints, Region, Use
 from armillary.models.search import Search
-from armillary.models.trace import Call
+from armillary.models.watch import Call
 from armillary.spec import Split
 
 UNSPLIT_RECURRENT = (
@@ -48,8 +50,12 @@ def find_splits(
             break
         hints.learn(search.regions)
     sizes = {path: p.numel() * p.element_size() for path, p in module.named_parameters()}
+    last = find_last(operations, blocks)
     splits = tuple(
-        _split(path, use, region, 0 if region.shares else sizes[path], num_samples)
+        replace(
+            _split(path, use, region, 0 if region.shares else sizes[path], num_samples),
+            ends_block=use.kind == "row" and path in last,
+        )
         for region in [*search.regions, *search.positions.values()]
         for path, use in region.uses.items()
     )

@@ -1,4 +1,9 @@
-"""Frozen documents, words and errors: the ground floor, which imports no other room."""
+"""Frozen documents, words and errors: the ground floor, which imports no other room.
+
+What only a plan needs is imported on its first use: a training run does not wait for it.
+"""
+
+from typing import TYPE_CHECKING, Any
 
 from armillary.spec.document import Document, nearest, write_atomically
 from armillary.spec.error import SpecError
@@ -9,27 +14,115 @@ from armillary.spec.model_graph import (
     Block,
     Glue,
     ModelGraph,
+    Op,
     Positions,
     Routed,
+    Segment,
     Split,
     Stencil,
+    Sum,
 )
 from armillary.spec.settings import TrainSettings
 
+if TYPE_CHECKING:
+    from armillary.spec.machine import (
+        DTYPES,
+        CollectiveFit,
+        Device,
+        Efficiency,
+        Failures,
+        Host,
+        Level,
+        Machine,
+        Price,
+        Storage,
+    )
+    from armillary.spec.plan import (
+        Candidate,
+        Plan,
+        Refused,
+        ScalingPoint,
+        Search,
+        Survival,
+        Term,
+        WhyNot,
+        read_layout,
+        read_plan,
+    )
+
 __all__ = [
+    "DTYPES",
     "Attention",
     "Block",
+    "Candidate",
+    "CollectiveFit",
+    "Device",
     "Document",
+    "Efficiency",
+    "Failures",
     "Glue",
+    "Host",
     "Layout",
+    "Level",
+    "Machine",
     "Manifest",
     "ModelGraph",
+    "Op",
+    "Plan",
     "Positions",
+    "Price",
+    "Refused",
     "Routed",
+    "ScalingPoint",
+    "Search",
+    "Segment",
     "SpecError",
     "Split",
     "Stencil",
+    "Storage",
+    "Sum",
+    "Survival",
+    "Term",
     "TrainSettings",
+    "WhyNot",
     "nearest",
+    "read_layout",
+    "read_plan",
     "write_atomically",
 ]
+_PLACES = {
+    "machine": (
+        "DTYPES",
+        "CollectiveFit",
+        "Device",
+        "Efficiency",
+        "Failures",
+        "Host",
+        "Level",
+        "Machine",
+        "Price",
+        "Storage",
+    ),
+    "plan": (
+        "Candidate",
+        "Plan",
+        "Refused",
+        "ScalingPoint",
+        "Search",
+        "Survival",
+        "Term",
+        "WhyNot",
+        "read_layout",
+        "read_plan",
+    ),
+}
+
+
+def __getattr__(name: str) -> Any:
+    """What is imported on its first use."""
+    import importlib
+
+    for place, names in _PLACES.items():
+        if name in names:
+            return getattr(importlib.import_module(f"{__name__}.{place}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

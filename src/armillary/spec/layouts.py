@@ -1,7 +1,7 @@
 """Many layouts as one table, so that a search prices a million rows in one pass of NumPy."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Self
 
 import numpy as np
@@ -15,7 +15,9 @@ class Layouts:
     """A struct of arrays: one row a layout, every array of shape [num_layouts].
 
     `num_samples` are those of all ranks in one micro batch, `num_micro_batches` how many micro
-    batches make a step; both 1 where a table was made without them.
+    batches make a step; both 1 where a table was made without them. `recompute` and `compile` may
+    be one entry for all rows. `order` are the axes in mesh order, outermost first, where it is the
+    same for all rows; empty where it is not said.
     """
 
     num_layouts: int
@@ -23,12 +25,16 @@ class Layouts:
     options: Mapping[str, NDArray[np.str_]]
     num_samples: NDArray[np.int64]
     num_micro_batches: NDArray[np.int64]
+    recompute: NDArray[np.str_] = field(default_factory=lambda: np.array("none"))
+    compile: NDArray[np.bool_] = field(default_factory=lambda: np.array(False))
+    order: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, *layouts: Layout, num_samples: int = 1, num_micro_batches: int = 1) -> Self:
         """The table of `layouts`, a row each."""
         names: Iterable[str] = dict.fromkeys(name for row in layouts for name in row.options)
         axes: Iterable[str] = dict.fromkeys(axis for row in layouts for axis in row.degrees)
+        orders = {tuple(axis for axis, d in row.degrees.items() if d > 1) for row in layouts}
         return cls(
             num_layouts=len(layouts),
             degrees={
@@ -41,6 +47,9 @@ class Layouts:
             },
             num_samples=np.full(len(layouts), num_samples, dtype=np.int64),
             num_micro_batches=np.full(len(layouts), num_micro_batches, dtype=np.int64),
+            recompute=np.array([row.recompute for row in layouts], dtype=np.str_),
+            compile=np.array([row.compile for row in layouts], dtype=np.bool_),
+            order=orders.pop() if len(orders) == 1 else (),
         )
 
     def degree(self, axis: str) -> NDArray[np.int64]:

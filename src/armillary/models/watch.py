@@ -9,7 +9,8 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from armillary.spec import Attention
+from armillary.models.sums import sum_of
+from armillary.spec import Attention, Sum
 
 Call = Callable[[nn.Module], Any]
 
@@ -21,6 +22,7 @@ class Seen:
     `inputs` are the shapes of a module's first input and `outputs` those of its first output, by
     path, `arguments` those of all tensors it took; of a module called twice, those of the last
     call; `calls` counts the calls. `fed` are the paths whose first input is one of the model's own.
+    `sums` has an entry for each call that adds up over positions.
     """
 
     num_samples: int = 1
@@ -30,6 +32,7 @@ class Seen:
     outputs: dict[str, tuple[int, ...]] = field(default_factory=dict)
     calls: dict[str, int] = field(default_factory=dict)
     attentions: list[Attention] = field(default_factory=list)
+    sums: list[Sum] = field(default_factory=list)
     taken: list[torch.Tensor] = field(default_factory=list)
     fed: set[str] = field(default_factory=set)
 
@@ -67,8 +70,8 @@ class _Enter:
             self.seen.taken = tensors
         if (tensor := _first(args)) is not None:
             self.seen.inputs[self.path] = tuple(tensor.shape)
-            memory = tensor.untyped_storage().data_ptr()
-            if any(memory == taken.untyped_storage().data_ptr() for taken in self.seen.taken):
+            memory = tensor.untyped_storage()._cdata  # also where there is no memory
+            if any(memory == taken.untyped_storage()._cdata for taken in self.seen.taken):
                 self.seen.fed.add(self.path)
 
 
@@ -91,7 +94,9 @@ def _first(values: Any) -> torch.Tensor | None:
 
 
 class _Attentions(TorchFunctionMode):
-    """Notes every call of scaled_dot_product_attention, and the module that makes it."""
+    """Notes every call of scaled_dot_product_attention and what adds up over positions, and the
+    module that makes it.
+    """
 
     def __init__(self, stack: list[str], seen: Seen) -> None:
         super().__init__()
@@ -105,6 +110,9 @@ class _Attentions(TorchFunctionMode):
         attend = functional.scaled_dot_product_attention
         if function is attend:
             self._note(*args, **kwargs)
+        path = self.stack[-1] if self.stack else ""
+        if (found := sum_of(function, path, self.seen.num_samples, args, kwargs)) is not None:
+            self.seen.sums.append(found)
         if function is not functional.multi_head_attention_forward:
             return function(*args, **kwargs)
         # no mode sees what torch's own multi-head attention calls, by its name there
@@ -142,5 +150,6 @@ class _Attentions(TorchFunctionMode):
                 is_causal=is_causal,
                 query_bytes=query.numel() * query.element_size() // samples,
                 key_bytes=key.numel() * key.element_size() // samples,
+                value_bytes=value.numel() * value.element_size() // samples,
             )
         )

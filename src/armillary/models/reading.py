@@ -11,7 +11,8 @@ from armillary.models.chain import find_chain
 from armillary.models.positions import find_positions
 from armillary.models.routed import find_routed
 from armillary.models.splits import find_splits
-from armillary.models.trace import Call, Seen, watch
+from armillary.models.sums import count_sums
+from armillary.models.watch import Call, Seen, watch
 from armillary.spec import Block, ModelGraph
 
 
@@ -46,6 +47,7 @@ def read(module: nn.Module, call: Call | None = None, num_samples: int = 1) -> M
             if isinstance(part, _BatchNorm)
         },
         attentions=tuple(seen.attentions),
+        sums=count_sums(seen.sums),
         splits=splits,
         unsplit=unsplit,
         routed=find_routed(module, seen),
@@ -54,6 +56,11 @@ def read(module: nn.Module, call: Call | None = None, num_samples: int = 1) -> M
         convolutions=_paths(module, _ConvNd),
         tied=_tied(module),
     )
+
+
+def block_paths(module: nn.Module) -> list[str]:
+    """The paths of the blocks that repeat in `module`, in the order of their names."""
+    return [block.path for block in _blocks(module, _count_uses(module), Seen())]
 
 
 def _weigh(parameters: Iterable[nn.Parameter]) -> tuple[int, int]:

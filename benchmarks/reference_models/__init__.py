@@ -1,0 +1,1 @@
+"""Published models that are no plain transformer, written from their papers, for tracing."""
