@@ -7,8 +7,10 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from armillary.spec import Layout, SpecError
+from armillary.plan.command import plan as plan_word
+from armillary.spec import Layout, Plan, SpecError, read_plan
 from armillary.spec.words import parse_assignments
+from armillary.train.submit import words as job_words
 
 BAD_INPUT, CRASHED, NOT_EQUAL = 2, 1, 4
 
@@ -47,6 +49,9 @@ RunToResume = Annotated[Path | None, typer.Option(help="Go on with the run in th
 Trackers = Annotated[
     list[str] | None, typer.Option(help="tensorboard (default), mlflow or wandb. Repeatable.")
 ]
+PlanPath = Annotated[
+    Path | None, typer.Option("--plan", help="A plan or layout, as `armillary plan --out` writes.")
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors.")]
 
 
@@ -58,6 +63,7 @@ def train(
     data: DataPath = None,
     runs: RunsPath = Path("runs"),
     resume: RunToResume = None,
+    plan: PlanPath = None,
     device: Device = "auto",
     tracker: Trackers = None,
     quiet: Quiet = False,
@@ -71,6 +77,8 @@ def train(
 
     armillary train weather --layout data=2 --set epochs=5
 
+    armillary train gpt --plan plan.json
+
     armillary train --resume runs/weather-20260101-120000 --layout sharded=4
     """
     from armillary.train.failure import telling_once
@@ -79,37 +87,40 @@ def train(
     quiet = quiet or as_json
     trackers = tuple(tracker or ["tensorboard"])
     with telling_once():
-        chosen = Layout.parse(layout) if layout else None
+        chosen, planned = _chosen(layout, plan)
         warm_up(chosen.num_ranks if chosen else 1)
         from armillary.train.launch import train as run_training
         from armillary.train.request import new_request, resumed_request
 
-        words = parse_assignments(assign or [], "--set")
+        asked: dict[str, Any] = {
+            "layout": chosen,
+            "plan": planned,
+            "assignments": parse_assignments(assign or [], "--set"),
+            "device": device,
+            "quiet": quiet,
+            "trackers": trackers,
+        }
         if resume is not None:
             _refuse_both(recipe)
-            request = resumed_request(
-                resume,
-                layout=chosen,
-                assignments=words,
-                device=device,
-                quiet=quiet,
-                trackers=trackers,
-            )
+            request = resumed_request(resume, **asked)
         else:
-            request = new_request(
-                recipe,
-                layout=chosen,
-                assignments=words,
-                data=data,
-                runs=runs,
-                device=device,
-                quiet=quiet,
-                trackers=trackers,
-            )
+            request = new_request(recipe, data=data, runs=runs, **asked)
         outcome = run_training(request)
     if outcome.is_writer:
         _conclude(outcome, quiet=quiet, as_json=as_json)
     raise typer.Exit(outcome.exit_code)
+
+
+def _chosen(words: str, path: Path | None) -> tuple[Layout | None, Plan | None]:
+    """The layout in words, or that of a plan's file with the plan if it is a whole one."""
+    if words and path is not None:
+        raise SpecError(
+            "--plan",
+            f"given beside the layout {words!r}",
+            "a plan holds the layout",
+            "leave --layout or --plan out",
+        )
+    return read_plan(path) if path is not None else (Layout.parse(words) if words else None, None)
 
 
 def _refuse_both(recipe: str) -> None:
@@ -163,7 +174,10 @@ def verify(
         Path | None, typer.Option(help="A JSON file of a layout, or with one under 'layout'.")
     ] = None,
     all_up_to: Annotated[
-        int, typer.Option("--all", help="Prove every layout on up to so many local ranks.")
+        int,
+        typer.Option(
+            "--all", help="Prove every axis, pair and (from 8) three on up to so many local ranks."
+        ),
     ] = 0,
     assign: Assignments = None,
     data: DataPath = None,
@@ -206,6 +220,12 @@ def verify(
         print_proofs(proofs, with_composition=all_up_to > 0)
         print(f"report {page}" if page else "")
     raise typer.Exit(0 if all(proof.holds for proof in proofs) else NOT_EQUAL)
+
+
+app.command(name="plan")(plan_word)
+app.command(name="submit")(job_words.submit)
+app.command(name="status")(job_words.status)
+app.command(name="logs")(job_words.logs)
 
 
 @app.command()
@@ -264,6 +284,47 @@ def recipes(as_json: Json = False) -> None:
     for name, line in found.items():
         table.add_row(name, line)
     Console().print(table)
+
+
+@app.command()
+def machines(
+    machine: Annotated[
+        str, typer.Argument(help="A machine's name, or a TOML file of your own; all without it.")
+    ] = "",
+    svg: Annotated[Path | None, typer.Option(help="A file for a picture of its levels.")] = None,
+    template: Annotated[
+        bool, typer.Option("--template", help="Print a machine file to start from.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """List the machines that can be planned for, or explain one: each number with its source.
+
+    Examples:
+
+    armillary machines aurora --svg aurora.svg
+
+    armillary machines --template > ours.toml
+    """
+    from armillary.machines import load, telling
+    from armillary.machines.catalogue import template as template_text
+
+    if template:
+        telling.refuse_name_beside_template(machine)
+        print(template_text(), end="")
+    elif not machine:
+        telling.refuse_picture_of_all(svg)
+        if as_json:
+            _print_json(telling.listing())
+        else:
+            telling.print_listing()
+    else:
+        found = load(machine)
+        if svg is not None:
+            telling.write_picture(found, svg)
+        if as_json:
+            _print_json(found.to_dict())
+        else:
+            telling.print_machine(found)
 
 
 @app.command()

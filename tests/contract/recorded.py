@@ -4,14 +4,19 @@ A step is that of `train` (`step/stepper.py`), on a recipe at its smallest size.
 seen where torch dispatches it, whoever asks for it: DTensor, FSDP2, DDP's reducer, torch's pipeline
 schedules, or an axis of ours.
 
-Left out are bookkeeping messages below `LEAST_BYTES`: sums of loss and count, norms of gradients,
-loads of a router; and what a rank says to itself, in a group of one.
+Left out are a few numbers that `train` counts beside the gradients, below `LEAST_BYTES`: sums of
+loss and count, loads of a router; tensors without a dim, such as a loss or the norm of gradients;
+and what a rank says to itself, in a group of one.
 """
 
+import contextlib
+import functools
 from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
+from unittest import mock
 
 from armillary.spec import Layout
 
@@ -53,53 +58,44 @@ class Message:
     bytes: int
 
 
+_aside: list[bool] = []
+
+
+def _set_aside(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function`, whose small messages are bookkeeping."""
+
+    @functools.wraps(function)
+    def aside(*args: Any, **kwargs: Any) -> Any:
+        _aside.append(True)
+        try:
+            return function(*args, **kwargs)
+        finally:
+            _aside.pop()
+
+    return aside
+
+
+@contextlib.contextmanager
+def bookkeeping_aside() -> Iterator[None]:
+    """While entered, what `train` counts is marked as such."""
+    from armillary.models.experts import BalanceBias
+    from armillary.step.world import World
+
+    with contextlib.ExitStack() as stack:
+        for owner, name in ((World, "sum"), (BalanceBias, "after_step")):
+            marked = _set_aside(getattr(owner, name))
+            stack.enter_context(mock.patch.object(owner, name, marked))
+        yield
+
+
 def record(program: Any, words: str) -> Counter[Message]:
     """What one rank sends in the last of some steps of `program` (armillary.verify) on a layout."""
-    from armillary.feeds import Share
-    from armillary.step.batches import Feed
-    from armillary.step.build import build_on_ranks
-    from armillary.step.phases import Phases
-    from armillary.step.precision import Precision
-    from armillary.step.recipe import load_recipe
-    from armillary.step.stepper import Stepper
     from armillary.step.world import join
-    from armillary.verify.program import example
-    from armillary.verify.shrink import build
+    from armillary.verify.program import start
 
     layout = Layout.parse(words)
-    recipe = load_recipe(program.recipe, program.options)
-    with join(layout, "cpu") as world:
-        precision = Precision(layout, world.device)
-        model, _ = build_on_ranks(
-            lambda: build(recipe, program.smaller),
-            lambda device: example(recipe, program, precision, device),
-            world,
-            layout,
-            dtype=precision.dtype,
-            seed=0,
-        )
-        share = Share(
-            index=world.batch_index,
-            count=world.batch_count,
-            micro_batch_size=layout.micro_batch_size,
-        )
-        feed = Feed(
-            program.samples,
-            batch_size=program.batch_size,
-            share=share,
-            seed=0,
-            collate=recipe.find("collate"),
-        )
-        stepper = Stepper(
-            model=model,
-            loss=recipe.loss,
-            optimizer=recipe.optimizer(model.parameters()),
-            world=world,
-            precision=precision,
-            phases=Phases(world.device),
-            clip_norm=1.0,
-            seed=0,
-        )
+    with join(layout, "cpu") as world, bookkeeping_aside():
+        stepper, feed = start(program, layout, world)
         for index, step in enumerate(feed.steps()):
             if index + 1 < NUM_STEPS:
                 stepper.run(step, index, stop=False)
@@ -153,6 +149,7 @@ def message_of(op: Any, args: Any, kwargs: Any, groups: Any) -> Message | None:
     ranks = tuple(sorted(dist.get_process_group_ranks(_group_of(args, kwargs))))
     if len(ranks) == 1:
         return None
+    tensors = [leaf for leaf in tree_leaves(args) if isinstance(leaf, torch.Tensor)]
     sizes = [sum(t.nbytes for t in tree_leaves(a) if isinstance(t, torch.Tensor)) for a in args]
     is_functional = op.namespace == "_c10d_functional"
     whole = sizes[0] if is_functional else max(sizes[:2])  # torch takes what comes out first
@@ -160,7 +157,10 @@ def message_of(op: Any, args: Any, kwargs: Any, groups: Any) -> Message | None:
         whole = (sizes[0] if is_functional else sizes[1]) * len(ranks)
     elif kind == "all_gather_into_tensor" and is_functional:
         whole *= len(ranks)
-    return Message(kind, groups[ranks], whole) if whole >= LEAST_BYTES else None
+    is_number = not any(tensor.ndim for tensor in tensors)
+    if not whole or is_number or (_aside and whole < LEAST_BYTES):
+        return None
+    return Message(kind, groups[ranks], whole)
 
 
 def _group_of(args: Any, kwargs: Any) -> Any:

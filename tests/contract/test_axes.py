@@ -105,6 +105,7 @@ class Toy:
     def divides(self, graph, layouts):
         whole = np.ones(layouts.num_layouts)
         return Shares(parameters=whole, gradients=whole, optimizer_state=whole, samples=whole)
+    def computes(self, op, layouts): return None
     def traffic(self, graph, layouts): return []
     def apply(self, module, mesh, layout, graph): return module
 

@@ -1,9 +1,8 @@
 """What `traffic` of the axes says is what a real step sends: kind, group, count and bytes.
 
 Every axis alone and every pair of two, at degree 2, on three recipes at their smallest size and
-real gloo ranks. Totals over all ranks are compared by collective and group: counts are equal, bytes
-within `TOLERANCE`. What is untrue, and why, stands in `KNOWN_UNTRUE`; a message that is no longer
-untrue fails as well, so that the list stays as short as it can be.
+real gloo ranks; besides, with blocks recomputed and with options of axes and recipes. Totals over
+all ranks are compared by collective and group: counts are equal, bytes within `TOLERANCE`.
 """
 
 from collections import Counter
@@ -17,15 +16,12 @@ import pytest
 from armillary.axes import admit, discover
 from armillary.spec import Layout
 from armillary.spec.layouts import Layouts
-from tests.contract.recorded import LEAST_BYTES, NUM_STEPS, Message, record
+from tests.contract.recorded import NUM_STEPS, Message, record
 from tests.parity.ranks import Ranks
 
 RECIPES = ("gpt", "moe", "cnn")
 NUM_SAMPLES, NUM_MICRO_BATCHES = 8, 2
-"""Of a micro batch of a rank in a pipeline, and how many there are; elsewhere one has them all.
-
-So many samples that a number of each makes a message that is counted.
-"""
+"""Of a micro batch of a rank in a pipeline, and how many there are; elsewhere one has them all."""
 TOLERANCE = 0.01
 PADDING = {"cnn": 0.05}
 """FSDP2 pads dim 0 of every parameter to a multiple of the shards; cnn's head has one channel."""
@@ -33,20 +29,23 @@ PADDING = {"cnn": 0.05}
 Key = tuple[str, tuple[str, ...]]
 Totals = dict[Key, tuple[float, float]]  # count and bytes
 
-GROUP_NORM = "group norms add up their sums over rows, which no graph tells of: at most 1 kB each"
-BY_DTENSOR = (
-    "torch's DTensor sums what the balance of experts takes over positions, and makes whole what "
-    "is selected of them; the experts' gradients are summed one by one, in the backward pass"
+RECOMPUTED = {
+    "gpt": ("sharded,tensor", "pipeline,tensor", "sequence,tensor"),
+    "moe": ("expert,sequence", "expert,sharded", "pipeline,sharded"),
+}
+"""Pairs of axes beside which blocks are recomputed, in addition to every axis alone."""
+OPTIONS = (
+    ("gpt", "tensor=2,recompute=selective"),
+    ("gpt", "tensor=2,tensor.norms=cut"),
+    ("gpt", "sequence=2,sequence.attention=heads"),
+    ("moe", "expert=2,tensor=2,tensor.norms=cut"),
+    ("moe attention=latent", "sequence=2,tensor=2"),
+    ("moe balance=loss", "sequence=2"),
+    ("moe capacity_factor=1.25", "sequence=2"),
+    ("moe balance=loss", "tensor=2,tensor.norms=cut"),
+    ("cnn network=unet", "sequence=2,tensor=2"),
 )
-HEAD = (
-    "the last stage computes the loss on logits cut by words, at three numbers a token, and its "
-    "hook makes the logits whole for nobody (axes/stages/stage.py notes the result before it)"
-)
-PADDED = (
-    "where rows are exchanged a convolution is padded inside, so what is summed is smaller by the "
-    "padding than the graph, read from a serial call, has it"
-)
-SEQUENCE = ("sequence",)
+"""Recipes, with what they are told, and layouts."""
 
 
 def words_of(*names: str) -> str:
@@ -67,27 +66,14 @@ def cases() -> list[tuple[str, str]]:
     ]
 
 
-def _known() -> dict[tuple[str, str], dict[Key, str]]:
-    """Untrue messages by recipe and layout, each with the reason."""
-    known: dict[tuple[str, str], dict[Key, str]] = {}
-    beside: list[tuple[str, ...]] = [(), ("data",), ("sharded",), ("pipeline",)]
-    for others in [*beside, ("tensor",)]:
-        known["cnn", words_of("sequence", *others)] = {("all_reduce", SEQUENCE): GROUP_NORM}
-    known["cnn", words_of("sequence", "tensor")]["all_reduce", ("tensor",)] = PADDED
-    for others in [*beside, ("expert",)]:
-        kinds = ("all_gather_into_tensor", "all_reduce", "reduce_scatter_tensor")
-        known["moe", words_of("sequence", *others)] = {(k, SEQUENCE): BY_DTENSOR for k in kinds}
-    gathers = ("all_gather_into_tensor", "all_reduce")
-    known["moe", words_of("sequence", "tensor")] = {
-        (gathers[0], ("tensor",)): BY_DTENSOR,
-        **{(kind, SEQUENCE): BY_DTENSOR for kind in gathers},
-    }
-    for recipe in ("gpt", "moe"):
-        known[recipe, words_of("pipeline", "tensor")] = {("all_reduce", ("tensor",)): HEAD}
-    return known
-
-
-KNOWN_UNTRUE = _known()
+def recomputed() -> list[tuple[str, str]]:
+    """Every axis alone and some pairs, with all blocks recomputed."""
+    return [
+        (recipe, f"{words_of(*some)},recompute=full")
+        for recipe, pairs in RECOMPUTED.items()
+        for some in [*((name,) for name in sorted(discover())), *(p.split(",") for p in pairs)]
+        if recipe == "moe" or "expert" not in some
+    ]
 
 
 @cache
@@ -95,7 +81,9 @@ def _prepared(recipe: str, batch_size: int) -> Any:
     from armillary.step.recipe import load_recipe
     from armillary.verify.prepare import prepare
 
-    return prepare(load_recipe(recipe), num_steps=NUM_STEPS + 1, batch_size=batch_size)
+    name, *options = recipe.split()
+    loaded = load_recipe(name, dict(option.split("=") for option in options))
+    return prepare(loaded, num_steps=NUM_STEPS + 1, batch_size=batch_size)
 
 
 def as_run(words: str) -> tuple[Layout, int]:
@@ -139,7 +127,7 @@ def said(graph: Any, layout: Layout, batch_size: int) -> Totals:
                 kind, size = "send", size / layout.degree(name)
             elif kind == "send":
                 count /= layout.degree(name)
-            if size >= LEAST_BYTES and count:
+            if size and count:
                 group = tuple(axis for axis in layout.degrees if axis in t.group)
                 _add(totals, (kind, group), count, count * size)
     return totals
@@ -163,7 +151,7 @@ def untrue(sent: Totals, told: Totals, tolerance: float) -> dict[Key, str]:
     return wrong
 
 
-@pytest.mark.parametrize(("recipe", "words"), cases())
+@pytest.mark.parametrize(("recipe", "words"), [*cases(), *recomputed(), *OPTIONS])
 def test_the_axes_send_what_they_say(ranks: Ranks, recipe: str, words: str) -> None:
     layout, batch_size = as_run(words)
     prepared = _prepared(recipe, batch_size)
@@ -172,16 +160,7 @@ def test_the_axes_send_what_they_say(ranks: Ranks, recipe: str, words: str) -> N
     assert sent, "nothing was recorded"
     padding = PADDING.get(recipe, 0.0) if "sharded" in layout.degrees else 0.0
     wrong = untrue(sent, said(prepared.graph, layout, batch_size), TOLERANCE + padding)
-    known = KNOWN_UNTRUE.get((recipe, words), {})
-    assert wrong.keys() == known.keys(), "\n".join(
-        [*(f"{key} {what}" for key, what in wrong.items()), "known:", *map(str, known)]
-    )
-
-
-def test_what_is_known_to_be_untrue_is_a_case() -> None:
-    """A misspelt row would never be looked up."""
-    assert set(KNOWN_UNTRUE) <= set(cases())
-    assert all(reason for rows in KNOWN_UNTRUE.values() for reason in rows.values())
+    assert not wrong, "\n".join(f"{key} {what}" for key, what in wrong.items())
 
 
 def test_a_difference_is_seen() -> None:
@@ -199,14 +178,15 @@ def test_a_difference_is_seen() -> None:
 def test_a_table_is_its_rows(recipe: str) -> None:
     """A table of many layouts is told what each of them is told alone."""
     graph = _prepared(recipe, NUM_SAMPLES * NUM_MICRO_BATCHES).graph
-    rows = [Layout.parse(words) for name, words in cases() if name == recipe]
+    told = [*cases(), *recomputed(), *OPTIONS]
+    rows = [Layout.parse(words) for name, words in told if name == recipe]
     rows += [Layout.parse(words) for words in MORE]
     many = Layouts.of(*rows, num_samples=8, num_micro_batches=4)
     for name, axis in discover().items():
-        table = _sent_in_rows(axis.traffic(graph, many), len(rows))
+        table = _sent_in_rows(axis.traffic(graph, many), rows)
         for i, row in enumerate(rows):
             alone = Layouts.of(row, num_samples=8, num_micro_batches=4)
-            assert table[i] == _sent_in_rows(axis.traffic(graph, alone), 1)[0], (name, str(row))
+            assert [table[i]] == _sent_in_rows(axis.traffic(graph, alone), [row]), (name, str(row))
 
 
 MORE = (
@@ -219,13 +199,19 @@ MORE = (
 )
 
 
-def _sent_in_rows(transfers: Any, num_rows: int) -> list[list[tuple[Any, ...]]]:
-    """What is sent in every row, in order."""
+def _sent_in_rows(transfers: Any, rows: list[Layout]) -> list[list[tuple[Any, ...]]]:
+    """What is sent in every row, in order, by the axes that have more than one rank there."""
     return [
         sorted(
-            (t.collective, t.group, t.path, float(t.bytes[i]), float(t.per_step[i]))
+            (
+                t.collective,
+                tuple(axis for axis in t.group if row.degree(axis) > 1),
+                t.path,
+                float(t.bytes[i]),
+                float(t.per_step[i]),
+            )
             for t in transfers
             if t.bytes[i] and t.per_step[i]
         )
-        for i in range(num_rows)
+        for i, row in enumerate(rows)
     ]

@@ -355,8 +355,13 @@ def experts_averaged_over_the_wrong_ranks() -> Context:
 
     def make(real: Any) -> Any:
         def local(self: Any, tokens: Any) -> Any:
-            tokens.groups = [*tokens.groups, *([self.exchange.group] if self.exchange else [])]
-            return real(self, tokens)
+            made = real(self, tokens)
+            groups = [self.exchange.group] if self.exchange else []
+            made.__dict__["_parameters"] = {
+                name: routed.give_gradient(value, 1.0, *groups)
+                for name, value in made.__dict__["_parameters"].items()
+            }
+            return made
 
         return local
 

@@ -21,7 +21,7 @@ def tied_gradient_lost() -> Context:
 
 @fault(
     "sabotage_decoder", "pipeline=2", "pipeline",
-    "8 times the right one: a factor of the number of micro batches",
+    "4 times the right one: a factor of the number of micro batches",
     thread="pytorch/torchtitan#2972, deepspeedai/DeepSpeed#7773",
 )  # fmt: skip
 def micro_batches_summed_not_averaged() -> Context:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as functional
 from torch.distributed.tensor import DTensor, Replicate
 
 from armillary.axes.attention import ring
@@ -255,3 +256,41 @@ def dropout_seeds_by_rank_in_a_sample() -> Context:
     return replaced(
         stepper, "mix", lambda real: lambda seed, *place: real(seed, *place, dist.get_rank())
     )
+
+
+@fault("sabotage_experts", "sequence=2", "sequence", "copies differ along sequence")
+def gradients_of_experts_not_summed() -> Context:
+    """An expert's gradient, of the tokens of one rank, is taken for that of all."""
+
+    def make(real: Any) -> Any:
+        return lambda parameter, tokens: parameter.to_local()
+
+    return replaced("armillary.axes.batch.routed", "_local_part", make)
+
+
+@fault("sabotage_experts", "data=2,sequence=2", "sequence")
+def balance_of_own_tokens() -> Context:
+    """The balance of experts is taken of the tokens that a rank holds."""
+
+    class Alone(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, local: Any, group: Any) -> Any:
+            return local * group.size()
+
+        @staticmethod
+        def backward(ctx: Any, *gradients: Any) -> Any:
+            return gradients[0], None
+
+    return replaced("armillary.axes.tokens", "_added", lambda real: lambda: Alone)
+
+
+@fault("sabotage_grid", "sequence=2", "sequence")
+def group_norm_of_own_rows() -> Context:
+    """A norm by groups takes its mean and spread of the rows that a rank holds."""
+
+    def make(real: Any) -> Any:
+        return lambda local, num_groups, eps, group: functional.group_norm(
+            local, num_groups, eps=eps
+        )
+
+    return replaced("armillary.axes.grids.layers", "norm_over_rows", make)

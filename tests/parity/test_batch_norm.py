@@ -115,7 +115,7 @@ def _norm_of_a_wide_input(cut: str) -> float:
         scale = torch.randn(3, 4, 5, dtype=torch.float64)
         serial, norm = (torch.nn.BatchNorm1d(4).double() for _ in range(2))
         (serial(whole) * scale).sum().backward()
-        norm_over_ranks(norm, mesh, Layout())
+        norm_over_ranks(norm, mesh)
         part = distribute_tensor(whole.detach(), mesh, [placement]).requires_grad_()
         out: Any = norm(part)
         (out * distribute_tensor(scale, mesh, out.placements)).sum().backward()
@@ -148,7 +148,7 @@ def test_several_micro_batches_are_refused(ranks: Ranks, bench: Bench) -> None:
         (refusal,) = discover()["data"].admits(GRAPH, table)
         assert refusal.refused.tolist() == [True] and "micro batch" in str(refusal.reason)
     bench.train("batch_norm_maps", "micro_batch_size=4")
-    with pytest.raises(RanksFailed, match=r"batch norm \(norm\) over several ranks"):
+    with pytest.raises(RanksFailed, match=r"micro batches for a model with batch norm \(norm\)"):
         bench.train("batch_norm_maps", "data=2,micro_batch_size=2")
 
 

@@ -311,7 +311,7 @@ def _cut_shared(words: str) -> None:
 
 
 def test_parameters_that_experts_share_are_refused(ranks: Ranks) -> None:
-    with pytest.raises(RanksFailed, match=r"0.scale of shape \(8,\) for 4 experts"):
+    with pytest.raises(RanksFailed, match=r"0, which holds scale of shape \(8,\) for 4 experts"):
         ranks.run(2, _cut_shared, "expert=2")
 
 

@@ -31,6 +31,7 @@ LAZY_MODULES = [
     "armillary",
     "armillary.spec",
     "armillary.core",
+    "armillary.machines",
     "armillary.feeds",
     "armillary.axes",
     "armillary.audit",
@@ -43,7 +44,18 @@ NOT_ON_IMPORT = ("torch", "sklearn", "scipy", "pyarrow", "zarr", "obstore", "mlf
 # What would make a help page slow besides.
 HEAVY = (*NOT_ON_IMPORT, "pandas", "plotly", "tensorboardX")
 # Words that do their whole work without torch.
-TORCH_FREE_WORDS: list[list[str]] = [["recipes"], ["recipes", "--json"]]
+TORCH_FREE_WORDS: list[list[str]] = [
+    ["recipes"],
+    ["recipes", "--json"],
+    ["machines"],
+    ["machines", "aurora"],
+    # A whole plan: read, searched, priced, explained and printed.
+    [
+        "plan",
+        "gpt:layers=2,hidden=64,heads=2,seq=64,vocab=128",
+        *("--machine", "polaris", "--devices", "4", "--batch", "8", "--why", "tensor=2"),
+    ],
+]
 SNAPSHOT = Path(__file__).with_name("cli_words.json")
 
 PROBE = """

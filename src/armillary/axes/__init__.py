@@ -4,11 +4,11 @@ import importlib
 import pkgutil
 from functools import cache
 
-from armillary.axes.door import Axis, DrivesSteps, Refusal, Shares, Transfer
+from armillary.axes.door import Axis, DrivesSteps, Part, Refusal, Shares, Transfer
 from armillary.spec import Layout, ModelGraph, SpecError, nearest
 from armillary.spec.layouts import Layouts
 
-__all__ = ["Axis", "DrivesSteps", "Refusal", "Shares", "Transfer", "admit", "discover"]
+__all__ = ["Axis", "DrivesSteps", "Part", "Refusal", "Shares", "Transfer", "admit", "discover"]
 
 
 @cache
@@ -39,8 +39,10 @@ def admit(layout: Layout, graph: ModelGraph | None = None) -> None:
         _admit_option(name, value)
     if graph is None:
         return
+    # how many micro batches there are depends on the batch; several are meant where a size is given
+    table = Layouts.of(layout, num_micro_batches=2 if layout.micro_batch_size else 1)
     for axis in axes.values():
-        for refusal in axis.admits(graph, Layouts.of(layout)):
+        for refusal in axis.admits(graph, table):
             if refusal.refused.any():
                 raise refusal.reason
 

@@ -9,6 +9,7 @@ from armillary.axes import discover
 from armillary.axes.batch.norm import norm_over_ranks
 from armillary.axes.batch.routed import count_over_ranks
 from armillary.axes.door import parts
+from armillary.axes.matching import match_first
 from armillary.axes.reduction import reduce_gradients
 from armillary.axes.spmd import distribute
 from armillary.spec import Layout, ModelGraph
@@ -32,12 +33,14 @@ def compose(
     """
     axes = discover()
     names = mesh.mesh_dim_names or ()
+    if len(names) > 1:
+        match_first()
     for name in sorted(names, key=lambda name: not axes[name].splits_module):
         module = axes[name].apply(module, mesh, layout, graph)
     for part in parts(module):
         distribute(part, mesh)
         count_over_ranks(part, mesh)
-        norm_over_ranks(part, mesh, layout)
+        norm_over_ranks(part, mesh)
         reduce_gradients(part, mesh, layout, graph)
         for path, inner in part.named_modules():
             if path in {block.path for block in graph.blocks}:

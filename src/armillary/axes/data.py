@@ -9,7 +9,7 @@ from armillary.axes.batch.counted import counted
 from armillary.axes.batch.times import num_reductions
 from armillary.axes.batch.units import dense_units, expert_units
 from armillary.axes.door import Refusal, Shares, Transfer, refuse_batch_norm
-from armillary.spec import Layout, ModelGraph
+from armillary.spec import Layout, ModelGraph, Op
 from armillary.spec.layouts import Layouts
 
 if TYPE_CHECKING:
@@ -45,6 +45,9 @@ class Data:
             samples=whole / layouts.degree(self.name),
         )
 
+    def computes(self, op: Op, layouts: Layouts) -> None:
+        """Ops as they are, of its own samples."""
+
     def traffic(self, graph: ModelGraph, layouts: Layouts) -> Sequence[Transfer]:
         """Whole gradients in one stream of buckets, or unit by unit where FSDP2 averages them.
 
@@ -72,6 +75,8 @@ class Data:
                 per_step=times * num_reductions(layouts),
                 hidden_behind="backward",
                 path=path,
+                carries="gradients",
+                rounds=num_reductions(layouts),
             )
             for path, size, times in streams
         ] + counted(self.name, graph, layouts)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from armillary.spec import Layout, ModelGraph, SpecError
+from armillary.spec import Layout, ModelGraph, Op, SpecError
 from armillary.spec.layouts import Layouts
 
 if TYPE_CHECKING:
@@ -37,13 +37,40 @@ class Shares:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Part:
+    """What part of an op one rank computes, each of shape [num_layouts], 1 = all.
+
+    `rows`, `columns`, `inner` and `batch` are the sizes of a product (`spec.Op`), `parameters` what
+    it holds of its parameters. Of an op that is no product the sizes' product counts. The parts of
+    several axes multiply.
+    """
+
+    rows: NDArray[np.float64]
+    columns: NDArray[np.float64]
+    inner: NDArray[np.float64]
+    batch: NDArray[np.float64]
+    parameters: NDArray[np.float64]
+
+
+def part_of(layouts: Layouts, **sizes: NDArray[np.float64]) -> Part:
+    """The part with some `sizes`, and all of the others."""
+    whole = np.ones(layouts.num_layouts)
+    named = dict.fromkeys(("rows", "columns", "inner", "batch", "parameters"), whole)
+    return Part(**(named | sizes))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Transfer:
     """One kind of message that an axis sends in a step, by torch's name of the collective.
 
-    `group` are the axes whose ranks take part. `bytes` is the size of the whole tensor before it
-    is divided over the group, and `per_step` how often a rank sends it in an optimiser step, on
+    `group` are the axes whose ranks take part. `bytes` is the size of the whole tensor before it is
+    divided over the group, and `per_step` how often a rank sends it in an optimiser step, on
     average over the stages of a pipeline, both of shape [num_layouts]; a "send" is counted for all
-    ranks of a pipeline together. `hidden_behind` is the phase it can overlap with.
+    ranks of a pipeline together. Of a folded graph it is for the one block that `path` lies in,
+    whatever `ModelGraph.times` says; what has no path is for all of them. `hidden_behind` is the
+    phase it can overlap with. It `carries` "activations" or their gradients, "parameters" or
+    "gradients" of them, whose dtypes may differ, or "counts", whose bytes are what they are in any
+    precision. It is sent beside `rounds` of a step's micro batches, what is not inside a pass.
     """
 
     collective: str
@@ -52,6 +79,8 @@ class Transfer:
     per_step: NDArray[np.float64]
     hidden_behind: str
     path: str
+    carries: str = "activations"
+    rounds: Any = 1.0
 
 
 class Axis(Protocol):
@@ -80,6 +109,10 @@ class Axis(Protocol):
 
     def divides(self, graph: ModelGraph, layouts: Layouts) -> Shares:
         """What one rank holds and computes less of."""
+        ...
+
+    def computes(self, op: Op, layouts: Layouts) -> Part | None:
+        """What part of an op one rank computes; none where the axis leaves it as it is."""
         ...
 
     def traffic(self, graph: ModelGraph, layouts: Layouts) -> Sequence[Transfer]:
@@ -138,12 +171,13 @@ def refuse_batch_norm(axis: str, graph: ModelGraph, layouts: Layouts) -> list[Re
     samples make a micro batch depends on the number of ranks.
     """
     cuts_step = (layouts.num_micro_batches > 1) | (layouts.degree("pipeline") > 1)
+    named = "".join(f" ({path})" for path in [*graph.batch_norms][:1])
     return [
         refuse(
             axis,
             layouts,
             cuts_step & graph.has_batch_norm,
-            "degree {degree} and several micro batches for a model with batch norm",
+            f"degree {{degree}} and several micro batches for a model with batch norm{named}",
             "batch norm takes its mean over a micro batch, and which samples share one depends "
             "on the number of ranks (axes/batch/norm.py)",
             f"use one micro batch and pipeline=1, or {axis}=1, or group norm or layer norm in the "

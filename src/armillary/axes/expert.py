@@ -11,11 +11,21 @@ from numpy.typing import NDArray
 
 from armillary.axes.batch.counted import counted
 from armillary.axes.batch.routed import COUNT_BYTES, exchange_by, routed_modules
-from armillary.axes.batch.times import num_calls, num_reductions
+from armillary.axes.batch.times import num_calls, num_reductions, rank_samples, sent_again
 from armillary.axes.batch.units import dense_units
-from armillary.axes.door import Refusal, Shares, Transfer, parts, refuse, refuse_batch_norm
+from armillary.axes.door import (
+    Part,
+    Refusal,
+    Shares,
+    Transfer,
+    part_of,
+    parts,
+    refuse,
+    refuse_batch_norm,
+)
 from armillary.axes.reduction import own_along
-from armillary.spec import Layout, ModelGraph, Routed, SpecError
+from armillary.axes.spmd import place
+from armillary.spec import Layout, ModelGraph, Op, Routed
 from armillary.spec.layouts import Layouts
 
 if TYPE_CHECKING:
@@ -58,18 +68,32 @@ class Expert:
                     "as armillary.Experts",
                 )
             ]
-        return refuse_batch_norm(self.name, graph, layouts) + [
-            refuse(
-                self.name,
-                layouts,
-                routed.num_experts % degrees != 0,
-                f"degree {{degree}} does not divide the {routed.num_experts} experts of "
-                f"{routed.path or graph.name}",
-                "every rank holds equally many whole experts (axes/expert.py)",
-                f"use one of {', '.join(map(str, divisors(routed.num_experts)))}",
+        refusals = refuse_batch_norm(self.name, graph, layouts)
+        for routed in graph.routed:
+            where = routed.path or graph.name
+            refusals.append(
+                refuse(
+                    self.name,
+                    layouts,
+                    routed.num_experts % degrees != 0,
+                    f"degree {{degree}} does not divide the {routed.num_experts} experts of "
+                    f"{where}",
+                    "every rank holds equally many whole experts (axes/expert.py)",
+                    f"use one of {', '.join(map(str, divisors(routed.num_experts)))}",
+                )
             )
-            for routed in graph.routed
-        ]
+            refusals.append(
+                refuse(
+                    self.name,
+                    layouts,
+                    everywhere & bool(routed.unfit),
+                    f"degree {{degree}} for {where}, which holds {routed.unfit}",
+                    "every parameter of the experts is their own and has a row for each of them "
+                    "(axes/expert.py)",
+                    "stack the experts' weights along dim 0, and keep what they share elsewhere",
+                )
+            )
+        return refusals
 
     def divides(self, graph: ModelGraph, layouts: Layouts) -> Shares:
         degrees = layouts.degree(self.name)
@@ -79,12 +103,19 @@ class Expert:
             parameters=share, gradients=share, optimizer_state=share, samples=1.0 / degrees
         )
 
+    def computes(self, op: Op, layouts: Layouts) -> Part | None:
+        """Of its own experts all the tokens that the ranks along the axis send."""
+        if not op.experts:
+            return None
+        degrees = layouts.degree(self.name).astype(np.float64)
+        return part_of(layouts, rows=degrees, batch=1.0 / degrees, parameters=1.0 / degrees)
+
     def traffic(self, graph: ModelGraph, layouts: Layouts) -> Sequence[Transfer]:
         """Rows of tokens, and the gradients of what all ranks hold.
 
         The gradients of experts are averaged along `data` and `sharded`, which tell of them.
         """
-        rows = [t for routed in graph.routed for t in self._of_layer(routed, layouts)]
+        rows = [t for routed in graph.routed for t in self._of_layer(routed, graph, layouts)]
         dense = [
             Transfer(
                 collective="all_reduce",
@@ -93,6 +124,8 @@ class Expert:
                 per_step=is_sent * unit.per_rank * num_reductions(layouts),
                 hidden_behind="backward",
                 path=unit.path,
+                carries="gradients",
+                rounds=num_reductions(layouts),
             )
             for unit in dense_units(graph, layouts)
             for group, is_sent in self._replicas(layouts)
@@ -105,62 +138,49 @@ class Expert:
         has_data = layouts.degree("data") > 1
         return [((self.name,), is_cut & ~has_data), (("data", self.name), is_cut & has_data)]
 
-    def _of_layer(self, routed: Routed, layouts: Layouts) -> list[Transfer]:
+    def _of_layer(self, routed: Routed, graph: ModelGraph, layouts: Layouts) -> list[Transfer]:
         """Rows to the experts and back, forward and backward, and before them their counts."""
         degrees = layouts.degree(self.name)
-        is_sent = (degrees > 1).astype(np.float64)
-        groups = layouts.degree("data") * layouts.degree("sharded") * layouts.degree("sequence")
-        rows = routed.token_bytes * routed.num_chosen * layouts.num_samples / groups
+        rows = routed.token_bytes * routed.num_chosen * rank_samples(layouts) * degrees
         counts = (COUNT_BYTES * routed.num_experts * degrees).astype(np.float64)
-        return [
-            Transfer(
+
+        def sent(size: NDArray[np.float64], times: int, carries: str) -> Transfer:
+            return Transfer(
                 collective="all_to_all_single",
                 group=(self.name,),
                 bytes=size,
-                per_step=is_sent * times * num_calls(layouts),
+                per_step=(degrees > 1) * times * num_calls(layouts),
                 hidden_behind="",
                 path=routed.path,
+                carries=carries,
             )
-            for size, times in [(counts, 1), (rows, 4)]
-        ]
+
+        cuts_norms = layouts.option("tensor.norms", "whole") == "cut"
+        shares = np.where(cuts_norms, layouts.degree("tensor"), 1) * layouts.degree("sequence")
+        size = rows / shares
+        found = sent_again(sent(counts, 1, "counts"), graph, layouts)
+        found += sent_again(sent(size, 2, "activations"), graph, layouts)
+        return [*found, sent(size, 2, "activations")]
 
     def apply(
         self, module: "nn.Module", mesh: "DeviceMesh", layout: Layout, graph: ModelGraph
     ) -> "nn.Module":
         """`module` with its experts cut over the axis; `axes/batch/routed.py` sends the tokens."""
-        import torch
-        from torch.distributed.tensor import Shard, distribute_tensor
+        from torch.distributed.tensor import Shard
 
         own = mesh[self.name]
         for part in parts(module):
             for path, experts in routed_modules(part):
-                _check_rows(path, experts)
-                for name, parameter in list(experts.named_parameters(recurse=False)):
-                    cut = distribute_tensor(parameter.data, own, [Shard(0)], src_data_rank=None)
-                    wants = parameter.requires_grad
-                    setattr(experts, name, torch.nn.Parameter(cut, requires_grad=wants))
+                for name, _ in experts.named_parameters(recurse=False):
+                    place(part, self.name, f"{path}.{name}" if path else name, Shard(0))
                 own_along(experts, self.name)
                 exchange_by(experts, Exchange(own.get_group(), own.size()))
         return module
 
 
-def _check_rows(path: str, experts: Any) -> None:
-    """Refuse experts of a person's own class whose parameters are not a row each."""
-    for name, parameter in experts.named_parameters():
-        if "." in name or parameter.ndim == 0 or len(parameter) != experts.num_experts:
-            raise SpecError(
-                "layout.expert",
-                f"{path}.{name} of shape {tuple(parameter.shape)} for "
-                f"{experts.num_experts} experts",
-                "every parameter of the experts is their own and has a row for each of them "
-                "(axes/expert.py)",
-                "stack the experts' weights along dim 0, and keep what they share elsewhere",
-            )
-
-
 def expert_bytes(graph: ModelGraph) -> int:
     """Bytes of all routed experts of a model."""
-    return sum(routed.parameter_bytes for routed in graph.routed)
+    return sum(routed.parameter_bytes * graph.times(routed.path) for routed in graph.routed)
 
 
 def divisors(number: int) -> list[int]:

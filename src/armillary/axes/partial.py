@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
-    from torch.distributed import DeviceMesh
+    from torch.distributed import ProcessGroup
 
 BUCKET_BYTES = 25 * 2**20
 """Memory of one message; Source: `bucket_cap_mb` of torch's DistributedDataParallel."""
@@ -27,35 +27,40 @@ def add_up_gradients(parameters: "Iterable[nn.Parameter]") -> None:
             zip(gradient.placements, parameter.placements, strict=True)
         ):
             if found.is_partial("sum") and wanted.is_replicate():
-                key = gradient.device_mesh, dim, gradient.dtype
-                streams.setdefault(key, []).append(parameter)
-    for (mesh, dim, _), members in streams.items():
-        _add_up(members, mesh, dim)
+                key = gradient.device_mesh.get_group(dim), gradient.dtype
+                streams.setdefault(key, []).append((parameter, dim))
+    for (group, _), members in streams.items():
+        _add_up(members, group)
     for parameter in parted:
         gradient = parameter.grad
         if gradient.placements != parameter.placements:
             parameter.grad = gradient.redistribute(parameter.device_mesh, parameter.placements)
 
 
-def _add_up(parameters: "list[Any]", mesh: "DeviceMesh", dim: int) -> None:
-    """The gradients of `parameters`, partial along mesh dim `dim`, replaced by their sums."""
+def _add_up(members: "list[tuple[Any, int]]", group: "ProcessGroup") -> None:
+    """The gradients of parameters, each partial along a dim of its mesh, replaced by their sums."""
     import torch
     import torch.distributed as dist
     from torch.distributed.tensor import DTensor, Replicate
 
-    locals_ = [parameter.grad.to_local() for parameter in parameters]
+    locals_ = [parameter.grad.to_local() for parameter, _ in members]
     for bucket in _buckets(locals_):
         flat = torch.cat([tensor.reshape(-1) for tensor in bucket])
-        dist.all_reduce(flat, group=mesh.get_group(dim))
+        dist.all_reduce(flat, group=group)
         pieces = flat.split([tensor.numel() for tensor in bucket])
         for tensor, piece in zip(bucket, pieces, strict=True):
             tensor.copy_(piece.view(tensor.shape))
-    for parameter, local in zip(parameters, locals_, strict=True):
+    for (parameter, dim), local in zip(members, locals_, strict=True):
         gradient = parameter.grad
         placements = list(gradient.placements)
         placements[dim] = Replicate()
         parameter.grad = DTensor.from_local(
-            local, mesh, placements, run_check=False, shape=gradient.shape, stride=gradient.stride()
+            local,
+            gradient.device_mesh,
+            placements,
+            run_check=False,
+            shape=gradient.shape,
+            stride=gradient.stride(),
         )
 
 

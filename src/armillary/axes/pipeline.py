@@ -1,14 +1,16 @@
 """The pipeline axis: every rank holds some blocks of a chain; micro batches pass through them."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from armillary.axes.door import Refusal, Shares, Transfer
+from armillary.axes.regions.messages import is_cut
 from armillary.axes.stages.balance import ONE_STAGE, V_SHAPED, Stages, lay_out, stages_per_rank
-from armillary.spec import Layout, ModelGraph, SpecError
+from armillary.spec import Layout, ModelGraph, Op, SpecError
 from armillary.spec.layouts import Layouts
 
 if TYPE_CHECKING:
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 
 SCHEDULE = "pipeline.schedule"
 PER_RANK = "pipeline.stages_per_rank"
+PHASES = ("forward", "backward")
 
 
 class Pipeline:
@@ -54,44 +57,38 @@ class Pipeline:
     sees_calls = True
 
     def admits(self, graph: ModelGraph, layouts: Layouts) -> Sequence[Refusal]:
-        return [
-            refusal
-            for row, (degree, schedule, option) in enumerate(self._rows(layouts))
+        others = np.zeros(layouts.num_layouts, dtype=np.bool_)
+        for name, degrees in layouts.degrees.items():
+            others |= (degrees > 1) & (name != self.name)
+        places, kinds = _distinct(*self._columns(layouts), others)
+        compiled = (layouts.degree(self.name) > 1) & layouts.compile
+        return [Refusal(refused=compiled, reason=_compiled())] + [
+            Refusal(refused=places == index, reason=reason)
+            for index, (degree, schedule, option, has_others) in enumerate(kinds)
             if degree > 1
-            for refusal in self._refuse(graph, layouts, row, degree, schedule, option)
+            for reason in [_refuse(graph, degree, schedule, option, has_others)]
+            if reason is not None
         ]
 
-    def _refuse(
-        self,
-        graph: ModelGraph,
-        layouts: Layouts,
-        row: int,
-        degree: int,
-        schedule: str,
-        option: str,
-    ) -> Iterator[Refusal]:
-        refused = np.zeros(layouts.num_layouts, dtype=np.bool_)
-        refused[row] = True
-        per_rank = stages_per_rank(schedule, option)
-        reason = _wrong_number(schedule, per_rank) or _uncut(graph, degree, per_rank)
-        if reason is None:
-            stages = lay_out(graph, degree, schedule, per_rank)
-            others = any(int(d[row]) > 1 for a, d in layouts.degrees.items() if a != self.name)
-            if stages is None:
-                reason = _too_few(graph, degree, per_rank)
-            elif others:
-                reason = _held_twice(graph, stages, schedule)
-        if reason is not None:
-            yield Refusal(refused=refused, reason=reason)
-
-    def _rows(self, layouts: Layouts) -> Iterator[tuple[int, str, str]]:
-        columns = (
+    def _columns(self, layouts: Layouts) -> tuple[NDArray[Any], ...]:
+        """Degree, schedule and stages of a rank, by row."""
+        return (
             layouts.degree(self.name),
             layouts.option(SCHEDULE, "1f1b"),
             layouts.option(PER_RANK, "auto"),
         )
-        for degree, schedule, option in zip(*columns, strict=True):
-            yield int(degree), str(schedule), str(option)
+
+    def _stages(
+        self, graph: ModelGraph, layouts: Layouts
+    ) -> tuple[NDArray[np.int64], list[Stages | None]]:
+        """The ways in which rows are cut into stages, None for no pipeline, and each row's way."""
+        places, kinds = _distinct(*self._columns(layouts))
+        return places, [
+            lay_out(graph, degree, schedule, stages_per_rank(schedule, option))
+            if degree > 1
+            else None
+            for degree, schedule, option in kinds
+        ]
 
     def divides(self, graph: ModelGraph, layouts: Layouts) -> Shares:
         """An equal share for every rank, as the stages are balanced to hold."""
@@ -103,66 +100,53 @@ class Pipeline:
             samples=np.ones(layouts.num_layouts),
         )
 
+    def computes(self, op: Op, layouts: Layouts) -> None:
+        """Ops as they are, of its own blocks."""
+
     def traffic(self, graph: ModelGraph, layouts: Layouts) -> Sequence[Transfer]:
         """What crosses each cut, for every micro batch forward and as its gradient backward.
 
         Also the gradients of parameters that several stages hold, to the first of them and back,
         and the sums of loss and count, from the last stage to all.
         """
-        rows = [
-            lay_out(graph, degree, schedule, stages_per_rank(schedule, option))
-            if degree > 1
-            else None
-            for degree, schedule, option in self._rows(layouts)
-        ]
+        places, ways = self._stages(graph, layouts)
         share = layouts.num_samples / _batch_ranks(layouts) / layouts.degree("sequence")
         cuts_norms = layouts.option("tensor.norms", "whole") == "cut"
         share = share / np.where(cuts_norms, layouts.degree("tensor"), 1)
         found = []
-        for k, path in enumerate(graph.chain):
-            cut = np.array([_is_sent(stages, k) for stages in rows], dtype=np.float64)
-            if cut.any():
-                number = max(len(graph.crossings[k]), 1)  # of about one size each
-                size = graph.crossing_bytes[k] * share / number
-                times = cut * layouts.num_micro_batches * number
-                found += [
-                    _transfer("send", size, times, phase, path) for phase in ("forward", "backward")
-                ]
+        for (crossing_bytes, number), blocks in _alike(graph).items():
+            among = frozenset(blocks)
+            cut = np.array([_num_sent(stages, among) for stages in ways], dtype=np.float64)
+            size = crossing_bytes * share / number
+            times = cut[places] * layouts.num_micro_batches * float(number)
+            found += [_transfer("send", size, times, phase, "") for phase in PHASES]
         for glue in graph.glue:
             copies = np.array(
-                [len(_holding_ranks(stages, glue.regions)) if stages else 1 for stages in rows]
+                [len(_holding_ranks(stages, glue.regions)) if stages else 1 for stages in ways]
             )
-            if (copies > 1).any():
-                size = np.full(layouts.num_layouts, float(glue.parameter_bytes))
-                found.append(_transfer("send", size, 2.0 * (copies - 1), "", glue.path))
-        told = np.array([float(stages is not None) for stages in rows])
-        if told.any():
-            found.append(_transfer("broadcast", np.full(len(rows), 16.0), told, "", ""))
-            found += self._agreement(layouts, told)
-        return found
+            size = glue.parameter_bytes / _shares_of(glue.path, graph, layouts)
+            sent = _transfer("send", size, 2.0 * (copies - 1)[places], "", glue.path)
+            found.append(replace(sent, carries="gradients"))
+        told = np.array([float(stages is not None) for stages in ways])[places]
+        size = np.full(layouts.num_layouts, 16.0)
+        found.append(replace(_transfer("broadcast", size, told, "", ""), carries="counts"))
+        return [*found, self._agreement(layouts, told)]
 
-    def _agreement(self, layouts: Layouts, told: NDArray[np.float64]) -> list[Transfer]:
+    def _agreement(self, layouts: Layouts, told: NDArray[np.float64]) -> Transfer:
         """Whether any rank of the mesh meets a shape that is new: a number a micro batch."""
         others = [axis for axis in layouts.degrees if axis != self.name]
-        if not others:
-            return []
-        takes_part = np.stack([layouts.degree(axis) > 1 for axis in others])
-        found = []
-        for pattern in np.unique(takes_part, axis=1).T:
-            rows = (takes_part == pattern[:, None]).all(axis=0)
-            group = tuple(axis for axis, is_in in zip(others, pattern, strict=True) if is_in)
-            if group:
-                found.append(
-                    Transfer(
-                        collective="all_reduce",
-                        group=(self.name, *group),
-                        bytes=4.0 * layouts.num_micro_batches.astype(np.float64),
-                        per_step=told * rows,
-                        hidden_behind="",
-                        path="",
-                    )
-                )
-        return found
+        has_others = np.zeros(layouts.num_layouts, dtype=bool)
+        for axis in others:
+            has_others |= layouts.degree(axis) > 1
+        return Transfer(
+            collective="all_reduce",
+            group=(self.name, *others),
+            bytes=4.0 * layouts.num_micro_batches.astype(np.float64),
+            per_step=told * has_others,
+            hidden_behind="",
+            path="",
+            carries="counts",
+        )
 
     def apply(
         self, module: "nn.Module", mesh: "DeviceMesh", layout: Layout, graph: ModelGraph
@@ -170,13 +154,6 @@ class Pipeline:
         """`module` with this rank's blocks alone, and a step and a forward that drive them."""
         from armillary.axes.stages.driving import drive
 
-        if layout.compile:
-            raise SpecError(
-                "layout.compile",
-                "true with pipeline above 1",
-                "a stage runs the model's own forward, which ends in the middle (axes/pipeline.py)",
-                "leave compile out",
-            )
         schedule = layout.options.get(SCHEDULE, "1f1b")
         per_rank = stages_per_rank(schedule, layout.options.get(PER_RANK, "auto"))
         stages = lay_out(graph, layout.degree(self.name), schedule, per_rank)
@@ -204,12 +181,31 @@ def _transfer(
     )
 
 
-def _is_sent(stages: Stages | None, block: int) -> bool:
-    """Whether there is a cut before `block`, between stages of two ranks."""
-    if stages is None or block not in stages.bounds[1:-1]:
-        return False
-    stage = stages.bounds.index(block)
-    return stages.ranks[stage - 1] != stages.ranks[stage]
+def _shares_of(path: str, graph: ModelGraph, layouts: Layouts) -> NDArray[np.float64]:
+    """Over how many ranks of the other axes the parameter at `path` is shared out."""
+    shares = layouts.degree("sharded").astype(np.float64)
+    for split in graph.splits:
+        if split.path == path and split.parameter_bytes:
+            degrees = layouts.degree("tensor")
+            shares = shares * np.where(is_cut(split, degrees), degrees, 1)
+    return shares
+
+
+def _alike(graph: ModelGraph) -> dict[tuple[int, int], list[int]]:
+    """The blocks before which as much crosses, by its bytes per sample and number of tensors."""
+    found: dict[tuple[int, int], list[int]] = {}
+    for block, crossing in enumerate(graph.crossings):
+        if crossing:
+            found.setdefault((graph.crossing_bytes[block], len(crossing)), []).append(block)
+    return found
+
+
+def _num_sent(stages: Stages | None, blocks: frozenset[int]) -> int:
+    """Before how many of `blocks` there is a cut, between stages of two ranks."""
+    if stages is None:
+        return 0
+    cuts = zip(stages.bounds[1:-1], stages.ranks[:-1], stages.ranks[1:], strict=True)
+    return sum(block in blocks and before != after for block, before, after in cuts)
 
 
 def _holding_ranks(stages: Stages, regions: Sequence[int]) -> list[int]:
@@ -225,6 +221,56 @@ def _batch_ranks(layouts: Layouts) -> NDArray[np.int64]:
     for name, axis in discover().items():
         ranks = ranks * (layouts.degree(name) if axis.splits_batch else 1)
     return ranks
+
+
+def _distinct(*columns: NDArray[Any]) -> tuple[NDArray[np.int64], list[tuple[Any, ...]]]:
+    """The rows of `columns` without repeats, and by row which of them it is."""
+    place = np.zeros(len(columns[0]), dtype=np.int64)
+    for column in columns:
+        if column.dtype.kind == "U":
+            place = 16 * place + _numbered(column)
+        else:
+            found, index = np.unique(column, return_inverse=True)
+            place = place * len(found) + index
+    _, first, place = np.unique(place, return_index=True, return_inverse=True)
+    kinds = list(zip(*(column[first].tolist() for column in columns), strict=True))
+    return place, kinds
+
+
+def _numbered(words: NDArray[np.str_]) -> NDArray[np.int64]:
+    """Equal words as equal numbers; there are few, and sorting them all would take long."""
+    number = np.zeros(len(words), dtype=np.int64)
+    left = np.ones(len(words), dtype=np.bool_)
+    for index in range(len(words)):
+        if not left.any():
+            break
+        same = words == words[left.argmax()]
+        number[same] = index
+        left &= ~same
+    return number
+
+
+def _refuse(
+    graph: ModelGraph, degree: int, schedule: str, option: str, has_others: bool
+) -> SpecError | None:
+    """Why a degree above 1 cannot serve the model, if so."""
+    per_rank = stages_per_rank(schedule, option)
+    reason = _wrong_number(schedule, per_rank) or _uncut(graph, degree, per_rank)
+    if reason is not None:
+        return reason
+    stages = lay_out(graph, degree, schedule, per_rank)
+    if stages is None:
+        return _too_few(graph, degree, per_rank)
+    return _held_twice(graph, stages, schedule) if has_others else None
+
+
+def _compiled() -> SpecError:
+    return SpecError(
+        "layout.compile",
+        "true with pipeline above 1",
+        "a stage runs the model's own forward, which ends in the middle (axes/pipeline.py)",
+        "leave compile out",
+    )
 
 
 def _wrong_number(schedule: str, per_rank: int) -> SpecError | None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from armillary.axes import discover
 from armillary.axes.spmd import SPMD
-from armillary.spec import Layout, ModelGraph, SpecError
+from armillary.spec import Layout, ModelGraph
 
 if TYPE_CHECKING:
     from torch import nn
@@ -116,7 +116,6 @@ def _reduce(
         options["reshard_after_forward"] = False
     shard_mesh = mesh[SHARDS]
     if replicas:
-        _check_outside(mesh.mesh_dim_names or (), replicas)
         outer = _flat(mesh, replicas)
         shard_mesh = mesh[(*replicas, SHARDS)] if len(replicas) == 1 else _joined(outer, shard_mesh)
     fully_shard(module, mesh=shard_mesh, **options)
@@ -133,18 +132,6 @@ def _joined(outer: "DeviceMesh", inner: "DeviceMesh") -> "DeviceMesh":
     from torch.distributed import DeviceMesh
 
     return DeviceMesh._concatenate([outer, inner])
-
-
-def _check_outside(axes: Sequence[str], replicas: Sequence[str]) -> None:
-    late = [name for name in replicas if axes.index(name) > axes.index(SHARDS)]
-    if late:
-        raise SpecError(
-            "layout.sharded",
-            f"named before {late[0]}",
-            "axes are named outermost first, and replicas are of whole sets of shards "
-            "(axes/reduction.py)",
-            f"name {late[0]} before sharded",
-        )
 
 
 def _has(part: "nn.Module", path: str) -> bool:

@@ -1,17 +1,19 @@
 """The sequence axis: every rank computes for its own part of each sample's positions."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from armillary.axes.attention.heads import sent_key_heads
-from armillary.axes.batch.times import num_calls, num_reductions
-from armillary.axes.door import Refusal, Shares, Transfer, parts, refuse
-from armillary.axes.regions.messages import is_cut
-from armillary.spec import Attention, Layout, ModelGraph, SpecError, Stencil
+from armillary.axes.attention.messages import attention_messages
+from armillary.axes.batch.routed import choice_bytes
+from armillary.axes.batch.summed import gradient_sums
+from armillary.axes.batch.times import num_calls, rank_samples, sent_again
+from armillary.axes.door import Part, Refusal, Shares, Transfer, part_of, parts, refuse
+from armillary.axes.grids.messages import row_messages, sum_messages
+from armillary.spec import Attention, Layout, ModelGraph, Op, Stencil
 from armillary.spec.layouts import Layouts
 
 if TYPE_CHECKING:
@@ -73,7 +75,7 @@ class SequenceAxis:
                     "torch.nn.functional.scaled_dot_product_attention",
                 )
             ]
-        refusals = [self._refuse_batch_norm(graph, layouts)]
+        refusals = [self._refuse_batch_norm(graph, layouts), self._refuse_order(graph, layouts)]
         refusals += [r for a in self._cut(graph) for r in self._of_attention(a, layouts)]
         return refusals + [r for s in positions.stencils for r in self._of_stencil(s, layouts)]
 
@@ -87,6 +89,20 @@ class SequenceAxis:
             "degree {degree} for a model with batch norm",
             "batch norm takes its mean over all positions, a rank holds its own",
             f"use {self.name}=1, or group norm or layer norm in the model",
+        )
+
+    def _refuse_order(self, graph: ModelGraph, layouts: Layouts) -> Refusal:
+        """torch's rules cannot flatten tokens of routed experts that tensor cuts outside."""
+        order = layouts.order
+        is_inside = {self.name, "tensor"} <= {*order} and order.index(self.name) > order.index(
+            "tensor"
+        )
+        return self._refuse(
+            layouts,
+            np.full(layouts.num_layouts, is_inside and bool(graph.routed)),
+            "named after tensor, for a model with routed experts",
+            "axes are named outermost first, and tensor sends most",
+            "name sequence before tensor",
         )
 
     def _cut(self, graph: ModelGraph) -> list[Attention]:
@@ -150,119 +166,48 @@ class SequenceAxis:
         whole = np.ones(layouts.num_layouts)
         return Shares(parameters=whole, gradients=whole, optimizer_state=whole, samples=whole)
 
+    def computes(self, op: Op, layouts: Layouts) -> Part | None:
+        return part_of(layouts, rows=1.0 / layouts.degree(self.name)) if op.tokens else None
+
     def traffic(self, graph: ModelGraph, layouts: Layouts) -> Sequence[Transfer]:
-        found = self._gradients(graph, layouts)
-        for attention in self._cut(graph):
-            found += self._of_ring(attention, graph, layouts)
-            found += self._of_heads(attention, graph, layouts)
-        for stencil in graph.positions.stencils:
-            found += self._of_rows(stencil, graph, layouts)
+        samples, calls = rank_samples(layouts), num_calls(layouts)
+        everywhere = np.ones(layouts.num_layouts, dtype=bool)
+        sums = gradient_sums(graph, layouts, *self._gradients(graph, layouts), everywhere)
+        found = [
+            replace(self._sent("all_reduce", layouts, *sent, "backward", ""), carries="gradients")
+            for sent in sums
+        ]
+        told: list[tuple[str, Iterator[Any]]] = []
+        told += [(a.path, attention_messages(a, graph, layouts, samples)) for a in self._cut(graph)]
+        told += [
+            (s.path, row_messages(s, graph, layouts, samples)) for s in graph.positions.stencils
+        ]
+        on_grid = graph.positions.dim > 1 or bool(graph.positions.stencils)
+        told += [
+            (s.path, sum_messages(s, graph, layouts, samples))
+            for s in graph.sums
+            if on_grid or not s.num_groups
+        ]
+        told += [
+            (r.path, iter([("all_gather_into_tensor", size * samples, 1, "forward", "")]))
+            for r in graph.routed
+            if (size := choice_bytes(r))
+        ]
+        for path, messages in told:
+            for collective, size, times, phase, hidden in messages:
+                sent = self._sent(collective, layouts, size, times * calls, hidden, path)
+                found += sent_again(sent, graph, layouts) if phase == "forward" else [sent]
         return found
 
-    def _gradients(self, graph: ModelGraph, layouts: Layouts) -> list[Transfer]:
-        """Of all parameters that a rank holds: in one stream, or by FSDP2 one by one.
+    def _gradients(self, graph: ModelGraph, layouts: Layouts) -> tuple[Column, Column]:
+        """Bytes and number of all parameters, of those cut along the tensor axis the rank's part.
 
         At most: one that is used on what is whole, such as a head after a mean, needs no sum.
         """
         from armillary.axes import discover
 
-        held, by_fsdp = np.ones(layouts.num_layouts), np.zeros(layouts.num_layouts, dtype=bool)
-        for name, axis in discover().items():
-            if name != self.name and name != "sharded":  # whose shards are of what was added up
-                held = held * axis.divides(graph, layouts).parameters
-            by_fsdp |= axis.splits_batch & (layouts.degree(name) > 1)
-        held_tensors = graph.num_tensors / layouts.degree("pipeline")
-        count = np.where(by_fsdp, held_tensors, 1.0)
-        size = graph.parameter_bytes * held / count
-        times = np.where(by_fsdp, count * num_reductions(layouts), 1.0)
-        return [self._sent("all_reduce", layouts, size, times, "backward", "")]
-
-    def _samples(self, layouts: Layouts) -> Column:
-        """Samples that a rank takes in one micro batch."""
-        from armillary.axes import discover
-
-        count = layouts.num_samples.astype(np.float64)
-        for name, axis in discover().items():
-            count = count / (layouts.degree(name) if axis.splits_batch else 1)
-        return count
-
-    def _sizes(
-        self, attention: Attention, graph: ModelGraph, layouts: Layouts
-    ) -> tuple[Column, Column]:
-        """Bytes of the queries and of the keys of a micro batch, of the heads that a rank has."""
-        is_split = any(split.path.startswith(attention.path) for split in graph.splits)
-        samples = self._samples(layouts) / (layouts.degree("tensor") if is_split else 1)
-        return attention.query_bytes * samples, attention.key_bytes * samples
-
-    def _of_ring(self, attention: Attention, graph: ModelGraph, layouts: Layouts) -> list[Transfer]:
-        """Keys and values once to every other rank in each pass, their gradients to all."""
-        if attention.key_length != attention.length:
-            return []
-        degrees = layouts.degree(self.name).astype(np.float64)
-        is_sent = self._option(layouts, "attention") == "ring"
-        query, key = self._sizes(attention, graph, layouts)
-        turns = is_sent & attention.is_causal & (attention.length % (2 * degrees) == 0)
-        turns &= self._option(layouts, "balance") == "zigzag"
-        steps: list[tuple[str, Column, Any, str]] = [
-            ("batch_isend_irecv", 2 * key, is_sent * (degrees - 1), "forward"),
-            ("batch_isend_irecv", 2 * key, is_sent * (2 * degrees - 1), "backward"),
-        ]
-        for phase in ("forward", "backward"):
-            steps += [
-                ("all_to_all_single", query + 2 * key, turns, phase),
-                ("all_to_all_single", query, turns, phase),
-            ]
-        return [
-            self._sent(name, layouts, size, times * num_calls(layouts), phase, attention.path)
-            for name, size, times, phase in steps
-        ]
-
-    def _of_heads(
-        self, attention: Attention, graph: ModelGraph, layouts: Layouts
-    ) -> list[Transfer]:
-        """Queries, keys, values and the result, each turned once in each pass."""
-        if attention.key_length != attention.length:
-            return []
-        degrees = layouts.degree(self.name)
-        is_sent = self._option(layouts, "attention") == "heads"
-        query, key = self._sizes(attention, graph, layouts)
-        is_split = any(split.path.startswith(attention.path) for split in graph.splits)
-        shares = layouts.degree("tensor") if is_split else np.ones_like(degrees)
-        held = np.maximum(attention.num_key_heads // shares, 1)
-        copies = np.array(
-            [sent_key_heads(int(h), int(d)) / h for h, d in zip(held, degrees, strict=True)]
-        )
-        times = is_sent * 2.0 * num_calls(layouts)
-        return [
-            self._sent("all_to_all_single", layouts, size, times, phase, attention.path)
-            for phase in ("", "")
-            for size in (query, key * copies)
-        ]
-
-    def _of_rows(self, stencil: Stencil, graph: ModelGraph, layouts: Layouts) -> list[Transfer]:
-        """The rows that a neighbour needs, and in the backward pass their gradients.
-
-        Of a rank between others: at an end of the grid that is no ring only one side is sent.
-        """
-        degrees, samples = layouts.degree(self.name), self._samples(layouts)
-        times = stencil.num_calls * num_calls(layouts)
-        for split in graph.splits:  # whose channels a rank has a part of
-            if split.path == f"{stencil.path}.weight" and split.kind in ("row", "inside"):
-                is_part = is_cut(split, layouts.degree("tensor"))
-                samples = samples / np.where(is_part, layouts.degree("tensor"), 1)
-        return [
-            self._sent(
-                "batch_isend_irecv",
-                layouts,
-                rows * stencil.position_bytes * samples * degrees,
-                times,
-                phase,
-                stencil.path,
-            )
-            for phase in ("forward", "backward")
-            for rows in (stencil.before, stencil.after)
-            if rows and (phase == "forward" or stencil.has_gradient)
-        ]
+        held = discover()["tensor"].divides(graph, layouts).parameters
+        return graph.parameter_bytes * held, np.full_like(held, graph.num_tensors)
 
     def _sent(
         self, collective: str, layouts: Layouts, size: Any, times: Any, phase: str, path: str
@@ -291,7 +236,6 @@ class SequenceAxis:
         def chosen(name: str) -> str:
             return layout.options.get(f"{self.name}.{name}", self.options[name][0])
 
-        _check_order(mesh.mesh_dim_names or (), graph)
         positions = graph.positions
         for part in parts(module):
             cut_dim = positions.dim if positions.argument >= 0 else None
@@ -306,17 +250,6 @@ class SequenceAxis:
             for block in graph.blocks:
                 _keep_cut(part, block.path, CutAgain(self.name, positions.dim))
         return module
-
-
-def _check_order(names: Sequence[str], graph: ModelGraph) -> None:
-    """Refuse what torch's rules cannot flatten: tokens of routed experts cut by tensor outside."""
-    if graph.routed and "tensor" in names and names.index("tensor") < names.index("sequence"):
-        raise SpecError(
-            "layout.sequence",
-            "named after tensor, for a model with routed experts",
-            "axes are named outermost first, and tensor sends most (axes/sequence.py)",
-            "name sequence before tensor",
-        )
 
 
 def _divisors(number: int, most: int = 2**62) -> str:

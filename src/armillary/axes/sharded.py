@@ -1,18 +1,23 @@
 """The sharded axis: parameters, gradients and optimiser state cut over ranks (ZeRO-3, FSDP2)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from armillary.axes import discover
 from armillary.axes.batch.counted import counted
 from armillary.axes.batch.times import num_gathers, num_reductions
 from armillary.axes.batch.units import Unit, dense_units, expert_units
-from armillary.axes.door import Refusal, Shares, Transfer, refuse_batch_norm
-from armillary.spec import Layout, ModelGraph
+from armillary.axes.door import Refusal, Shares, Transfer, refuse, refuse_batch_norm
+from armillary.spec import Layout, ModelGraph, Op
 from armillary.spec.layouts import Layouts
 
 if TYPE_CHECKING:
     from torch import nn
     from torch.distributed import DeviceMesh
+
+ZERO = "sharded.zero"
 
 
 class Sharded:
@@ -40,11 +45,36 @@ class Sharded:
     sees_calls = False
 
     def admits(self, graph: ModelGraph, layouts: Layouts) -> Sequence[Refusal]:
-        return refuse_batch_norm(self.name, graph, layouts)
+        return [*refuse_batch_norm(self.name, graph, layouts), *self._refuse_order(layouts)]
+
+    def _refuse_order(self, layouts: Layouts) -> Iterator[Refusal]:
+        """Replicas are of whole sets of shards: other axes of the batch are named before."""
+        order = layouts.order
+        before = order[: order.index(self.name)] if self.name in order else order
+        for name, axis in discover().items():
+            if axis.splits_batch and name != self.name and name in order and name not in before:
+                yield refuse(
+                    self.name,
+                    layouts,
+                    layouts.degree(name) > 1,
+                    f"named before {name}",
+                    "axes are named outermost first, and replicas are of whole sets of shards "
+                    "(axes/sharded.py)",
+                    f"name {name} before {self.name}",
+                )
 
     def divides(self, graph: ModelGraph, layouts: Layouts) -> Shares:
         share = 1.0 / layouts.degree(self.name)
-        return Shares(parameters=share, gradients=share, optimizer_state=share, samples=share)
+        zero = layouts.option(ZERO, "3")
+        return Shares(
+            parameters=np.where(zero == "3", share, 1.0),
+            gradients=np.where(zero == "1", 1.0, share),
+            optimizer_state=share,
+            samples=share,
+        )
+
+    def computes(self, op: Op, layouts: Layouts) -> None:
+        """Ops as they are, of its own samples."""
 
     def traffic(self, graph: ModelGraph, layouts: Layouts) -> Sequence[Transfer]:
         units = [*dense_units(graph, layouts), *expert_units(graph, layouts)]
@@ -63,11 +93,13 @@ class Sharded:
                 per_step=is_sent * times,
                 hidden_behind=phase,
                 path=unit.path,
+                carries=carries,
+                rounds=times,
             )
-            for collective, phase, times in [
-                ("all_gather_into_tensor", "forward", forward),
-                ("all_gather_into_tensor", "backward", backward),
-                ("reduce_scatter_tensor", "backward", num_reductions(layouts)),
+            for collective, phase, times, carries in [
+                ("all_gather_into_tensor", "forward", forward, "parameters"),
+                ("all_gather_into_tensor", "backward", backward, "parameters"),
+                ("reduce_scatter_tensor", "backward", num_reductions(layouts), "gradients"),
             ]
         ]
 

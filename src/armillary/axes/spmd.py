@@ -72,11 +72,12 @@ def place(part: "nn.Module", axis: str, path: str, placement: "Placement") -> No
 def distribute(part: "nn.Module", mesh: "DeviceMesh") -> None:
     """Make the parameters of `part` DTensors as asked for, and its inputs and outputs with them."""
     asked = part.__dict__.get(SPMD)
-    if asked is None or not asked.flows:
+    if asked is None:
         return
-    names = tuple(name for name in mesh.mesh_dim_names or () if name in asked.flows)
-    submesh = mesh[names]
-    _distribute_parameters(part, submesh, asked)
+    _distribute_parameters(part, mesh, asked)
+    if not asked.flows:
+        return
+    submesh = mesh[tuple(name for name in mesh.mesh_dim_names or () if name in asked.flows)]
     edge = Edge(submesh, asked)
     part.register_forward_pre_hook(edge.enter, with_kwargs=True)
     if not asked.is_last:
@@ -104,19 +105,23 @@ def take_plain_as_whole() -> Iterator[None]:
         dispatcher._allow_implicit_replication = before
 
 
-def _distribute_parameters(part: "nn.Module", submesh: "DeviceMesh", asked: Spmd) -> None:
+def _distribute_parameters(part: "nn.Module", mesh: "DeviceMesh", asked: Spmd) -> None:
+    """Every parameter over the axes in which activations flow, and those that cut it besides."""
     import torch
     from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
 
     made: dict[Any, Any] = {}
     for path, parameter in list(part.named_parameters(remove_duplicate=False)):
-        if isinstance(parameter, DTensor):
+        names = tuple(
+            name
+            for name in mesh.mesh_dim_names or ()
+            if name in asked.flows or path in asked.parameters.get(name, {})
+        )
+        if not names or isinstance(parameter, DTensor):
             continue
         if parameter not in made:
-            placements = [
-                asked.parameters.get(name, {}).get(path, Replicate())
-                for name in submesh.mesh_dim_names or ()
-            ]
+            submesh = mesh[names]
+            placements = [asked.parameters.get(name, {}).get(path, Replicate()) for name in names]
             local = distribute_tensor(parameter.data, submesh, placements, src_data_rank=None)
             made[parameter] = torch.nn.Parameter(local, requires_grad=parameter.requires_grad)
         owner, _, name = path.rpartition(".")

@@ -1,33 +1,37 @@
 """The tensor axis: ranks share each pair of linear maps, by heads, features, channels or words."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from armillary.axes.attention.calls import attend_in_parts
-from armillary.axes.batch.times import num_calls
+from armillary.axes.batch.times import num_calls, sent_again
 from armillary.axes.compose import compute_in
-from armillary.axes.door import Refusal, Shares, Transfer, parts, refuse
+from armillary.axes.door import Part, Refusal, Shares, Transfer, part_of, parts, refuse
+from armillary.axes.regions.convolution import pad_inside
 from armillary.axes.regions.messages import (
     STAYS_WHOLE,
     WORDS,
     common_units,
     edges,
     is_cut,
+    keeps_words,
     summed_gradients,
 )
-from armillary.axes.regions.mode import Regions, gather_output
+from armillary.axes.regions.mode import Cut, Regions, gather_output
 from armillary.axes.spmd import flow, place
-from armillary.spec import Layout, ModelGraph, Split
+from armillary.spec import Layout, ModelGraph, Op, Split
 from armillary.spec.layouts import Layouts
 
 if TYPE_CHECKING:
     from torch import nn
     from torch.distributed import DeviceMesh
 
-NORMS, LOSS = "tensor.norms", "tensor.loss"
+NORMS = "tensor.norms"
 RULE = "whole {unit} stay on one rank (axes/tensor.py)"
 
 
@@ -35,9 +39,9 @@ class Tensor:
     """Pairs of maps: the first is cut by what it puts out, the second by what it takes in.
 
     Between pairs the activations are whole on every rank, or with `norms=cut` cut by tokens. The
-    logits are made whole where the model puts them out, or with `loss=vocabulary` stay cut by
-    words, for a loss that is `torch.nn.functional.cross_entropy`. Words that the degree does not
-    divide stay whole.
+    logits are made whole where the model puts them out; with `loss=vocabulary`, and in a pipeline,
+    they stay cut by words, which costs `torch.nn.functional.cross_entropy` three numbers a token.
+    Words that the degree does not divide stay whole.
 
     Source: Shoeybi et al. 2019, "Megatron-LM", arXiv 1909.08053; for `norms=cut` Korthikanti et al.
     2022, "Reducing Activation Recomputation in Large Transformer Models", arXiv 2205.05198.
@@ -129,7 +133,7 @@ class Tensor:
         degrees = layouts.degree(self.name)
         held = np.full(layouts.num_layouts, float(graph.parameter_bytes))
         for split in graph.splits:
-            held -= np.where(is_cut(split, degrees), split.parameter_bytes * (1 - 1 / degrees), 0.0)
+            held -= np.where(is_cut(split, degrees), _held(split, graph) * (1 - 1 / degrees), 0.0)
         share = held / max(graph.parameter_bytes, 1)
         return Shares(
             parameters=share,
@@ -138,26 +142,47 @@ class Tensor:
             samples=np.ones(layouts.num_layouts),
         )
 
+    def computes(self, op: Op, layouts: Layouts) -> Part | None:
+        degrees = layouts.degree(self.name)
+        if not op.cut:  # norms and what else is whole, of which each rank may have its tokens
+            cuts_norms = layouts.option(NORMS, "whole") == "cut"
+            return part_of(layouts, rows=np.where(cuts_norms & op.tokens, 1.0 / degrees, 1.0))
+        if op.cut == "all":
+            return part_of(layouts, rows=1.0 / degrees)
+        size = "columns" if op.cut == "words" else op.cut
+        units = op.heads if op.kind == "attention" else getattr(op, size)
+        share = np.where((units % degrees == 0) | (units == 0), 1.0 / degrees, 1.0)
+        return part_of(layouts, **{size: share, "parameters": share})
+
     def traffic(self, graph: ModelGraph, layouts: Layouts) -> Sequence[Transfer]:
         """What crosses the edges of regions, forward and backward, once a call."""
         calls = num_calls(layouts)
-        crossing = [
-            (p, c, size, times * calls, at) for p, c, size, times, at in edges(graph, layouts)
-        ]
-        return [
-            Transfer(
-                collective=collective,
-                group=(self.name,),
-                bytes=size,
-                per_step=times,
-                hidden_behind=phase,
-                path=path,
-            )
-            for path, collective, size, times, phase in [
-                *crossing,
-                *summed_gradients(graph, layouts),
-            ]
-        ]
+        last = {split.path for split in graph.splits if split.ends_block}
+        found = []
+        for path, collective, size, times, phase in edges(graph, layouts):
+            sent = self._sent(path, collective, size, times * calls, phase)
+            is_again = phase == "forward" and path not in last
+            found += sent_again(sent, graph, layouts) if is_again else [sent]
+        for message in summed_gradients(graph, layouts):
+            found.append(replace(self._sent(*message), carries="gradients"))
+        return found
+
+    def _sent(
+        self,
+        path: str,
+        collective: str,
+        size: NDArray[np.float64],
+        times: NDArray[np.float64],
+        phase: str,
+    ) -> Transfer:
+        return Transfer(
+            collective=collective,
+            group=(self.name,),
+            bytes=size,
+            per_step=times,
+            hidden_behind=phase,
+            path=path,
+        )
 
     def apply(
         self, module: "nn.Module", mesh: "DeviceMesh", layout: Layout, graph: ModelGraph
@@ -181,7 +206,8 @@ class Tensor:
             regions = Regions(self.name, cuts_tokens, frozenset(lengths))
             compute_in(part, regions)
             attend_in_parts(part)
-            if layout.options.get(LOSS, "whole") == "whole":
+            pad_inside(part, Cut(regions))
+            if not keeps_words(Layouts.of(layout)).all():
                 part.register_forward_hook(partial(gather_output, regions))
         return module
 
@@ -199,6 +225,11 @@ def _units(graph: ModelGraph) -> Iterator[tuple[str, int, str]]:
 def _counts(split: Split) -> bool:
     """Whether a degree must divide the units."""
     return split.kind not in (*WORDS, *STAYS_WHOLE)
+
+
+def _held(split: Split, graph: ModelGraph) -> float:
+    """Bytes of the parameter, in all blocks that are equal to its own."""
+    return float(split.parameter_bytes * graph.times(split.path))
 
 
 def _names(path: str, graph: ModelGraph) -> tuple[str, ...]:

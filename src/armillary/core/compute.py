@@ -24,6 +24,24 @@ Source: NVIDIA, Matrix Multiplication Background User's Guide, section 4.1 (tens
 requirements).
 """
 
+WINOGRAD_TAPS, WINOGRAD_FACTOR = (8.0, 9.6), 3.5
+"""Convolutions of so many taps in float32 are computed with so many times fewer multiplications.
+
+Source: Lavin and Gray 2015, arXiv 1509.09308, table 1: 2.25 for tiles of 2 x 2, 4 for tiles of
+4 x 4; 3.5 is fitted between them to U-Net on V100, which runs above its peak of float32.
+"""
+FOURIER_TAPS, FOURIER_FACTOR = (10.0, 26.5), 6.0
+"""The same of longer kernels, which are products after a Fourier transform.
+
+Source: Mathieu et al. 2013, arXiv 1312.5851; the factor is fitted to Jasper on V100 (kernels of 11
+to 29 taps), which runs at 1.4 times its peak of float32.
+"""
+DEPTHWISE_FRACTION = 0.08
+"""The share of the memory rate that a convolution of one channel a group reaches.
+
+Source: fitted to DeepCAM on V100, A100 and H100 (MLPerf HPC), whose runs differ by a factor of 2.
+"""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rates:
@@ -44,6 +62,11 @@ class Rates:
     attention_fraction: Any
     stream_fraction: Any
     launch_s: Any
+    convolution_fraction: Any = 0.6
+    half_channels: Any = 60.0
+    scan_step_s: Any = 0.0
+    stream_start_s: Any = 0.0
+    is_full: Any = False
 
     def scaled(self, **factors: float) -> "Rates":
         """The rates with some fields multiplied."""
@@ -66,6 +89,60 @@ def matmul_s(rows: Any, columns: Any, inner: Any, batch: Any, rates: Rates) -> A
     moved = (rows * inner + inner * columns + rows * columns) * batch * rates.element_bytes
     memory_s = moved / (rates.memory_bytes_per_s * rates.matmul_memory_fraction)
     return np.asarray(rates.matmul_start_s + np.maximum(compute_s, memory_s))
+
+
+def convolution_s(
+    flops: Any,
+    sizes: tuple[Any, Any, Any],
+    moved_bytes: Any,
+    taps: Any,
+    rates: Rates,
+    *,
+    is_depthwise: bool = False,
+) -> Array:
+    """Seconds of a convolution of `flops` that moves `moved_bytes`: activations and filters once.
+
+    `sizes` are those of the product that it amounts to: output positions, output channels, and
+    input channels times taps, in any order. Filters slide over what is in the cache, so the bytes
+    are not those of that product, which holds every input `taps` times. One `is_depthwise` has one
+    channel a group and is bound by memory.
+
+    Source: `spec.Efficiency` gives the form, `fewer_multiplications` and `DEPTHWISE_FRACTION` the
+    rest.
+    """
+    slower: Any = 1.0
+    for size in sizes:
+        slower = slower * (1.0 + rates.half_channels / np.maximum(size, 1.0))
+    rate = rates.peak_flops_per_s * rates.convolution_fraction
+    compute_s = flops * slower / (rate * fewer_multiplications(taps, rates.is_full))
+    share = DEPTHWISE_FRACTION if is_depthwise else rates.matmul_memory_fraction
+    memory_s = moved_bytes / (rates.memory_bytes_per_s * share)
+    return np.asarray(rates.matmul_start_s + np.maximum(compute_s * (not is_depthwise), memory_s))
+
+
+def fewer_multiplications(taps: Any, is_full: Any) -> Array:
+    """By how much fewer multiplications a convolution needs than its definition has.
+
+    `is_full` says where numbers of float32 are multiplied in full; units for matrices, which
+    multiply shorter ones, gain nothing by it.
+
+    Source: `WINOGRAD_FACTOR`, `FOURIER_FACTOR`.
+    """
+    winograd = (taps > WINOGRAD_TAPS[0]) & (taps < WINOGRAD_TAPS[1])
+    fourier = (taps > FOURIER_TAPS[0]) & (taps < FOURIER_TAPS[1])
+    factor = np.where(winograd, WINOGRAD_FACTOR, np.where(fourier, FOURIER_FACTOR, 1.0))
+    return np.asarray(np.where(is_full, factor, 1.0))
+
+
+def slowest_of(num_ranks: Any, spread: float) -> Array:
+    """How much longer the slowest of `num_ranks` takes than the mean, as a share of the mean.
+
+    `spread` is the relative standard deviation of a rank's time.
+
+    Source: the mean of the largest of n normal numbers is at most sqrt(2 ln n) deviations above
+    theirs.
+    """
+    return np.asarray(spread * np.sqrt(2.0 * np.log(np.maximum(num_ranks, 1.0))))
 
 
 def stream_s(moved_bytes: Any, rates: Rates) -> Array:
@@ -102,7 +179,7 @@ def is_aligned(size: Any, element_bytes: Any) -> NDArray[np.bool_]:
 def scan_s(steps: Any, step_rows: Any, columns: Any, inner: Any, rates: Rates) -> Array:
     """Seconds of `steps` products that wait for one another, each launched on its own."""
     one = matmul_s(step_rows, columns, inner, 1.0, rates)
-    return np.asarray(steps * np.maximum(one, rates.launch_s))
+    return np.asarray(steps * np.maximum(one, np.maximum(rates.launch_s, rates.scan_step_s)))
 
 
 def launched_s(busy_s: Any, num_kernels: Any, launch_s: Any) -> Array:

@@ -41,7 +41,12 @@ def orders(schedule: str, degree: int, stages_per_rank: int, num_micro_batches: 
     arXiv 2211.05953 (breadth first).
     """
     p, v, m = degree, stages_per_rank, num_micro_batches
-    made = {"gpipe": _gpipe, "1f1b": _one_ahead, "looped_bfs": _breadth_first, "interleaved_1f1b": _rounds}
+    made = {
+        "gpipe": _gpipe,
+        "1f1b": _one_ahead,
+        "looped_bfs": _breadth_first,
+        "interleaved_1f1b": _rounds,
+    }
     return [made[schedule](rank, p, v, m) for rank in range(degree)]
 
 

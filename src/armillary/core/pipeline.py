@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 
+PUBLISHED = ("zb_h2", "v_half")
+"""Schedules of papers that torch does not have: for comparison with what they measured."""
 SCHEDULES = (
     "1f1b",
     "gpipe",
@@ -52,13 +54,18 @@ def idle_passes_s(schedule: str, degree: Any, stages_per_rank: Any, passes: Pass
     Those of dualpipev are right within 10 %, the others exactly.
 
     Source: Narayanan et al. 2021, arXiv 2104.04473, section 2.2 (1F1B, interleaved); Qi et al.
-    2023, arXiv 2401.10241 (zero bubble), and DeepSeek-V3, arXiv 2412.19437, table 2 (DualPipe):
-    both for passes of any length, as torch orders them, from the recurrence in `core/events.py`.
+    2023, arXiv 2401.10241 (zero bubble; zb_h2), Qi et al. 2024, arXiv 2405.15362 (v_half), and
+    DeepSeek-V3, arXiv 2412.19437, table 2 (DualPipe): both for passes of any length, as torch
+    orders them, from the recurrence in `core/events.py`.
     """
     f, b, w = passes.forward_s, passes.backward_input_s, passes.backward_weight_s
     others = np.maximum(degree - 1.0, 0.0)
     if schedule in ("1f1b", "gpipe"):
         return np.asarray(others * (f + b + w))
+    if schedule == "zb_h2":
+        return np.asarray(others * np.maximum(f + b - 2.0 * w, 0.0))
+    if schedule == "v_half":
+        return np.asarray(others * (f + b + w) / 2.0)
     if schedule in ("interleaved_1f1b", "looped_bfs"):
         return np.asarray(others * (f + b + w) / stages_per_rank)
     if schedule == "interleaved_zero_bubble":
@@ -110,6 +117,10 @@ def kept_micro_batches(
         return np.asarray(np.minimum(m, p - rank))
     if schedule == "zbv":
         return np.asarray(np.minimum(m, 1.0 * p))
+    if schedule == "zb_h2":
+        return np.asarray(np.minimum(m, 2.0 * p - 1.0))
+    if schedule == "v_half":
+        return np.asarray(np.minimum(m, p / 2.0 + 1.0))
     if schedule == "dualpipev":
         return np.asarray(np.minimum(m, p + 1.0))
     if schedule == "interleaved_zero_bubble":

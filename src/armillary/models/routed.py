@@ -22,9 +22,10 @@ def find_routed(module: nn.Module, seen: Seen) -> tuple[Routed, ...]:
 def _read(path: str, experts: Experts, seen: Seen) -> Routed:
     parameters = list(experts.parameters())
     shapes = seen.arguments.get(path, ())
-    num_chosen, token_bytes = 0, 0
+    num_chosen, token_bytes, num_tokens = 0, 0, 0
     if shapes:
         num_chosen = shapes[-1][-1]
+        num_tokens = prod(shapes[0][:-1]) // seen.num_samples
         token_bytes = prod(shapes[0]) * parameters[0].element_size() // seen.num_samples
     return Routed(
         path=path,
@@ -33,6 +34,7 @@ def _read(path: str, experts: Experts, seen: Seen) -> Routed:
         parameter_bytes=sum(p.numel() * p.element_size() for p in parameters),
         token_bytes=token_bytes,
         has_capacity=experts.capacity_factor is not None,
+        num_tokens=num_tokens,
         num_tensors=len(parameters),
         unfit=next(_unfit(experts), ""),
     )

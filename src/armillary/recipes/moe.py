@@ -75,7 +75,10 @@ class LatentAttention(nn.Module):
 
 
 class RoutedFeedForward(nn.Module):
-    """The chosen experts' weighted sum and the shared expert [B, T, H]; imbalance, one a sample."""
+    """The chosen experts' weighted sum and the shared expert [B, T, H]; imbalance, one a sample.
+
+    Where a bias keeps the balance, the imbalance is of no use and 0.
+    """
 
     def __init__(
         self, hidden_size: int, experts: Experts, top_k: int, bias: BalanceBias | None
@@ -96,6 +99,8 @@ class RoutedFeedForward(nn.Module):
         weight_BTK = probability_BTE.gather(-1, chosen_BTK)
         routed_NH = self.experts(*(part.flatten(0, 1) for part in (x_BTH, weight_BTK, chosen_BTK)))
         out_BTH = self.shared(x_BTH) + routed_NH.view_as(x_BTH)
+        if self.bias is not None:
+            return out_BTH, x_BTH.new_zeros(x_BTH.shape[0])
         return out_BTH, balance_loss(probability_BTE, chosen_BTK)
 
 
@@ -141,7 +146,7 @@ class Decoder(nn.Module):
     def forward(self, tokens_BT: torch.Tensor) -> Pair:
         x_BTH = self.embedding(tokens_BT)
         cos, sin = gpt.rotation(x_BTH, self.rotary_size)
-        balance_B = torch.zeros_like(x_BTH[:, 0, 0])
+        balance_B = x_BTH.new_zeros(x_BTH.shape[0])
         for block in self.blocks:
             x_BTH, balance_B = block(x_BTH, balance_B, cos, sin)
         return self.head(self.norm(x_BTH)), self.balance_weight * balance_B
@@ -187,9 +192,12 @@ def model(
     return Decoder(blocks, hidden_size, vocab_size, rotary_size, weight)
 
 
-def tiny(attention: str = "grouped") -> nn.Module:
+def tiny(
+    attention: str = "grouped", balance: str = "bias", capacity_factor: float = 0.0
+) -> nn.Module:
     """The same structure at the smallest size that keeps it."""
-    return model(num_layers=4, hidden_size=32, num_experts=4, attention=attention)
+    sizes = {"num_layers": 4, "hidden_size": 32, "num_experts": 4}
+    return model(**sizes, attention=attention, balance=balance, capacity_factor=capacity_factor)
 
 
 def check_word(name: str, word: str, known: tuple[str, ...]) -> None:

@@ -30,6 +30,11 @@ class Efficiency(Document):
     `attention_fraction` is the share of P that a fused attention reaches, `stream_fraction` the
     share of W that an operation bound by memory reaches, `launch_s` what the host needs to launch
     one kernel, and `relative_error` the mean absolute relative error of times so computed.
+
+    `convolution_fraction` is the share of P that a convolution of many channels reaches, and one of
+    `half_channels` runs at half that speed; `scan_step_s` is the least time of one step of a
+    recurrent layer, however little it computes. Where they are not given they are the means over
+    the devices of published runs of such models (docs/plan.md).
     """
 
     what: ClassVar[str] = "efficiency"
@@ -45,10 +50,14 @@ class Efficiency(Document):
     launch_s: float
     source: str
     relative_error: float
+    convolution_fraction: float = 0.6
+    half_channels: float = 60.0
+    scan_step_s: float = 7e-5
 
     def __post_init__(self) -> None:
         _not_negative(self)
         for name in (
+            "convolution_fraction",
             "matmul_fraction",
             "matmul_memory_fraction",
             "attention_fraction",

@@ -85,9 +85,10 @@ class Attention(Document):
 class Routed(Document):
     """A module of routed experts (`armillary.Experts`): how many, how often chosen, and bytes.
 
-    `token_bytes` is the size of one sample's tokens once, as they enter the module;
-    `has_capacity` says that an expert takes no more than its share. The experts' parameters are
-    stacked in `num_tensors`; `unfit` says why they cannot be held by one rank each, if so.
+    `token_bytes` is the size of one sample's tokens once, as they enter the module, `num_tokens`
+    their number (0 where it was not seen); `has_capacity` says that an expert takes no more than
+    its share. The experts' parameters are stacked in `num_tensors`; `unfit` says why they cannot be
+    held by one rank each, if so.
     """
 
     what: ClassVar[str] = "routed experts"
@@ -98,6 +99,7 @@ class Routed(Document):
     parameter_bytes: int
     token_bytes: int
     has_capacity: bool = False
+    num_tokens: int = 0
     num_tensors: int = 3
     unfit: str = ""
 

@@ -91,9 +91,10 @@ class ScalingPoint(Document):
     """The best layout on a number of devices, and how well it uses them.
 
     `kind` is "strong" (the global batch stays) or "weak" (it grows with the devices).
-    `predicted_efficiency` is the samples a second and device against those on the fewest devices.
-    `predicted_straggler_s` is what waiting for the slowest rank adds to a step, and
-    `predicted_goodput` the share of time left by failures; neither is in `predicted_step_s`.
+    `predicted_efficiency` is the samples a second and device, as a share of the most on the curve.
+    `predicted_latency_s` is what messages take that would still be there if bytes took no time,
+    and is in `predicted_step_s`. `predicted_straggler_s` is what waiting for the slowest rank adds
+    to a step, and `predicted_goodput` the share of time left by failures; neither is in it.
     """
 
     what: ClassVar[str] = "scaling point"
@@ -152,7 +153,8 @@ class Plan(Document):
     """A layout for a model on a machine, every predicted term with its source, and the others.
 
     `layout` is what `train` and `verify` take. `num_devices` are those that it uses, of
-    `num_given`. `terms` add up to `predicted_step_s`, `memory` to `predicted_memory_bytes`.
+    `num_given`. `errors` are those of the predictions where runs were measured, by name, each a
+    share. `terms` add up to `predicted_step_s`, `memory` to `predicted_memory_bytes`.
     `frontier` are the layouts that none other beats in time and in cost, energy or memory at
     once; `sweet_spot` is the one after which more devices buy little. `bounds` names what is not
     known of the machine, and what stands in its place.
@@ -185,6 +187,7 @@ class Plan(Document):
     software: str = ""
     graph_sha256: str = ""
     num_steps: int = 0
+    errors: Mapping[str, float] = field(default_factory=dict)
     bounds: Mapping[str, str] = field(default_factory=dict)
 
 

@@ -42,6 +42,21 @@ def build_on_ranks(
     return apply_layout(module, world, layout, *seen)
 
 
+def read_before_ranks(
+    build: Build, example: Example, layout: Layout, *, dtype: torch.dtype
+) -> ModelGraph:
+    """The graph of what `build()` makes, as far as the axes of `layout` must know it.
+
+    The model is built without memory, or whole where its code looks at values.
+    """
+    try:
+        module = defer(build).module.to(dtype=dtype)
+        return _read_without_memory(module, example, layout)
+    except NotDeferrable:
+        seen = example(torch.device("cpu")) if sees_calls(layout) else (None, 1)
+        return read(build().to(dtype=dtype), *seen)
+
+
 def seed_build(seed: int) -> None:
     """Seed what a model's code may draw from while it is built."""
     torch.manual_seed(seed)

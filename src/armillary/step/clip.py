@@ -8,11 +8,10 @@ import torch.distributed as dist
 from torch import nn
 
 from armillary.axes import discover
+from armillary.axes.stages.driven import COPIES
 
 if TYPE_CHECKING:
     from torch.distributed import DeviceMesh
-
-COPIES = "_armillary_copies"
 
 
 def clip_gradients(

@@ -5,6 +5,7 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
+import os
 import pkgutil
 import sys
 from collections.abc import Callable, Mapping
@@ -18,6 +19,7 @@ from armillary.spec.words import parse_value
 
 REQUIRED = ("model", "data", "loss", "optimizer")
 BUILT_IN = "armillary.recipes"
+DATA_VARIABLE = "ARMILLARY_DATA"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,14 +71,15 @@ class Recipe:
                 f"{self.source.name}.data",
                 f"{error.filename or 'the data'}: {error.strerror or error}",
                 "the recipe's data can be read",
-                "check the path, its permissions, and --data or ARMILLARY_DATA",
+                f"check the path, its permissions, and --data or {DATA_VARIABLE}",
             ) from error
         _check_splits(splits, self.source)
         return splits
 
     def options_of(self, function: Callable[..., Any]) -> dict[str, Any]:
         """The options in force that `function` takes, by name."""
-        return {name: self.options[name] for name in _option_defaults(function)}
+        names = _option_defaults(function)
+        return {name: self.options[name] for name in names if name in self.options}
 
     @property
     def defaults(self) -> Mapping[str, Any]:
@@ -102,6 +105,16 @@ class Recipe:
         for name, content in self.files.items():
             digest.update(name.encode() + b"\0" + content)
         return digest.hexdigest()
+
+
+def data_option(recipe: Recipe, options: Mapping[str, Any], data: Path | None) -> dict[str, str]:
+    """The option of the path to the data, from `data` or the environment; {} where `recipe` takes
+    none, `options` say it already, or nobody does.
+    """
+    if "path" not in recipe.options or "path" in options:
+        return {}
+    chosen = data or os.environ.get(DATA_VARIABLE)
+    return {"path": str(chosen)} if chosen else {}
 
 
 def built_in_recipes() -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from math import prod
@@ -13,12 +13,19 @@ import torch.distributed as dist
 
 from armillary.axes import discover
 from armillary.spec import Layout, SpecError
+from armillary.step.seat import Seat
 
 if TYPE_CHECKING:
     from torch.distributed import DeviceMesh
 
 MICRO_BATCHES_A_STAGE = 4
 COLLECTIVE_TIMEOUT = timedelta(minutes=10)
+VISIBLE_DEVICES = (
+    "CUDA_VISIBLE_DEVICES",
+    "ROCR_VISIBLE_DEVICES",
+    "HIP_VISIBLE_DEVICES",
+    "ZE_AFFINITY_MASK",
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,6 +73,8 @@ def pick_device(local_rank: int, name: str = "auto") -> torch.device:
             f"use auto, cpu{f' or {accelerator.type}' if accelerator else ''}",
         )
     num_devices = torch.accelerator.device_count()
+    if num_devices == 1 and _is_given_one(os.environ):
+        return torch.device(accelerator.type, 0)
     if local_rank >= num_devices:
         raise SpecError(
             "layout",
@@ -76,20 +85,34 @@ def pick_device(local_rank: int, name: str = "auto") -> torch.device:
     return torch.device(accelerator.type, local_rank)
 
 
+def _is_given_one(variables: Mapping[str, str]) -> bool:
+    """Whether the launcher, or a script of the site, shows this rank one device of several."""
+    named = [variables[name] for name in VISIBLE_DEVICES if variables.get(name)]
+    return bool(named) and all("," not in text for text in named)
+
+
 @contextlib.contextmanager
-def join(layout: Layout, device_name: str = "auto") -> Iterator[World]:
+def join(layout: Layout, device_name: str = "auto", seat: Seat | None = None) -> Iterator[World]:
     """The world that `layout` asks for, entered by this process and left at the end.
 
-    The process group is that of the launcher's variables (RANK, WORLD_SIZE, LOCAL_RANK,
-    MASTER_ADDR, MASTER_PORT); a layout of one rank needs none.
+    `seat` says where this process joins the process group; without one, torch's own variables do
+    (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT). A layout of one rank needs none. The
+    device is set before the group is made: a backend may otherwise put all ranks on the first.
     """
-    device = pick_device(int(os.environ.get("LOCAL_RANK", "0")), device_name)
+    seat = seat or Seat.of_torch(os.environ)
+    device = pick_device(seat.local_rank, device_name)
     if device.type != "cpu":
         torch.accelerator.set_device_index(device.index)
     if layout.num_ranks == 1:
         yield meet(layout, device)
         return
-    dist.init_process_group(_backends(device), timeout=COLLECTIVE_TIMEOUT)
+    dist.init_process_group(
+        _backends(device),
+        init_method=seat.meeting,
+        rank=-1 if seat.rank is None else seat.rank,
+        world_size=-1 if seat.world_size is None else seat.world_size,
+        timeout=COLLECTIVE_TIMEOUT,
+    )
     try:
         yield meet(layout, device)
     finally:
@@ -148,17 +171,24 @@ def _batch_coordinate(mesh: "DeviceMesh") -> tuple[int, int]:
     return index, count
 
 
-def with_micro_batches(layout: Layout, batch_size: int) -> Layout:
+def with_micro_batches(
+    layout: Layout, batch_size: int, num_a_stage: int = MICRO_BATCHES_A_STAGE
+) -> Layout:
     """`layout` with a micro batch size where axes cut the module and none is given.
 
-    There are then about four micro batches to every stage, as many as the batch allows.
-    Source: Huang et al. 2019, "GPipe", arXiv 1811.06965, section 3: the time that stages wait is
-    negligible with four times as many micro batches as stages.
+    There are then about `num_a_stage` micro batches to every stage, as many as the batch allows.
+    Source of the default: Huang et al. 2019, "GPipe", arXiv 1811.06965, section 3: the time that
+    stages wait is negligible with four times as many micro batches as stages.
     """
     axes = discover()
     stages = prod(d for name, d in layout.degrees.items() if axes[name].splits_module)
     if stages == 1 or layout.micro_batch_size:
         return layout
-    shares = prod(d for name, d in layout.degrees.items() if axes[name].splits_batch)
-    size = max(1, batch_size // shares // (MICRO_BATCHES_A_STAGE * stages))
+    size = max(1, batch_size // count_shares(layout) // (num_a_stage * stages))
     return replace(layout, micro_batch_size=size)
+
+
+def count_shares(layout: Layout) -> int:
+    """Over how many ranks the samples of a step are split."""
+    axes = discover()
+    return prod(d for name, d in layout.degrees.items() if axes[name].splits_batch)

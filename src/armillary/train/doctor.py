@@ -10,9 +10,9 @@ import torch.distributed as dist
 
 from armillary.spec import SpecError
 from armillary.train.environment import hardware, versions
-from armillary.train.launch import launcher_world_size
+from armillary.train.launchers import find_here, job_hosts
 
-LAUNCHERS = ("torchrun", "srun", "sbatch", "mpiexec", "mpirun", "qsub", "palsd")
+PROGRAMS = ("torchrun", "srun", "sbatch", "mpiexec", "mpirun", "qsub", "palsd")
 EXTRAS = {
     "tensorboardX": ("TensorBoard events of every run", "tensorboardX"),
     "plotly": ("figures in report.html", "plotly"),
@@ -41,7 +41,7 @@ def examine() -> dict[str, Any]:
         "devices": _devices(device),
         "backends": {name: _has_backend(name) for name in ("gloo", "nccl", "xccl", "mpi")},
         "launcher": _launcher(),
-        "launchers_installed": [name for name in LAUNCHERS if shutil.which(name)],
+        "launchers_installed": [name for name in PROGRAMS if shutil.which(name)],
         "missing": _missing(),
     }
 
@@ -67,15 +67,16 @@ def _has_backend(name: str) -> bool:
 
 
 def _launcher() -> dict[str, Any]:
-    """Who started this process, as its variables tell."""
+    """Who started this process, and each field of its place with the variable that told it."""
     try:
-        world_size = launcher_world_size()
+        place = find_here()
     except SpecError as error:
-        return {"found": "unsupported", "why": error.found, "fix": error.fix}
-    if world_size is None:
-        return {"found": "none", "why": "RANK and WORLD_SIZE are not set; train starts its own"}
-    kind = "torchrun" if dist.is_torchelastic_launched() else "variables"
-    return {"found": kind, "world_size": world_size, "rank": int(os.environ["RANK"])}
+        return {"found": "a contradiction", **error.to_dict()}
+    if place is not None:
+        return {"found": place.launcher, **place.to_dict()}
+    names, source = job_hosts(os.environ)
+    why = "no launcher's variables name a rank; train starts its own on this node"
+    return {"found": "none", "why": why} | ({f"nodes ({source})": names} if names else {})
 
 
 def _missing() -> list[dict[str, str]]:

@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import json
-import os
 import signal
 import time
 import traceback
@@ -12,6 +11,8 @@ from datetime import timedelta
 from pathlib import Path
 
 from armillary.spec import SpecError
+from armillary.train.launchers import Place, find_here
+from armillary.train.rendezvous import LEFT, linger, refuse_unknown_address, serving
 
 PEER_LOST = (
     "Connection closed by peer",
@@ -84,32 +85,55 @@ def first_error(folder: Path, exit_codes: Mapping[int, int]) -> Exception:
 def telling_once() -> Iterator[None]:
     """Under a launcher of many ranks an error passes on one, and is `ToldElsewhere` on others.
 
-    The ranks agree through the launcher's store; a rank that cannot reach it tells its error.
+    The ranks agree through the store that they meet at; a rank that cannot reach it tells its
+    error. What the variables themselves contradict is told by every rank, as none knows its own.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    place = find_here()
+    if place is None or place.world_size == 1:
         yield
         return
+    _refuse_once_a_node(place)
     try:
-        yield
-    except Exception as error:
-        if is_lost_peer(error) or not _is_first_to_tell(str(error)):
+        with serving(place) as store:
+            try:
+                yield
+            except Exception as error:
+                if is_lost_peer(error):
+                    raise ToldElsewhere(str(error)) from None
+                is_first = _is_first_to_tell(place, str(error))
+                linger(store, place)
+                if not is_first:
+                    raise ToldElsewhere(str(error)) from None
+                raise
+    except (SpecError, ToldElsewhere):
+        raise
+    except Exception:
+        raise RankError(place.rank, traceback.format_exc()) from None
+
+
+def _refuse_once_a_node(place: Place) -> None:
+    """Refuse an address that this node does not know; without it no store could be asked."""
+    try:
+        refuse_unknown_address(place)
+    except SpecError as error:
+        if place.local_rank > 0:
             raise ToldElsewhere(str(error)) from None
-        if isinstance(error, SpecError):
-            raise
-        raise RankError(int(os.environ["RANK"]), traceback.format_exc()) from None
+        raise
 
 
-def _is_first_to_tell(text: str) -> bool:
+def _is_first_to_tell(place: Place, text: str) -> bool:
     import torch.distributed as dist
 
     key = f"armillary/error/{hashlib.sha256(text.encode()).hexdigest()}"
     try:
         store = dist.TCPStore(
-            os.environ["MASTER_ADDR"],
-            int(os.environ["MASTER_PORT"]),
+            place.master_address,
+            place.master_port,
             is_master=False,
             timeout=timedelta(seconds=5),
         )
-        return int(store.add(key, 1)) == 1
-    except (RuntimeError, KeyError, ValueError):
+        is_first = int(store.add(key, 1)) == 1
+        store.add(LEFT, 1)
+        return is_first
+    except (RuntimeError, ValueError):
         return True

@@ -50,6 +50,8 @@ class Journal:
             return
         if not self.request.is_resumed:
             self.folder.write_start(self._manifest(), self.recipe.files)
+        if self.request.plan is not None:
+            self.request.plan.write(self.folder.path / "plan.json")
         parameters = {"layout": str(self.request.layout)} | self.request.settings.to_dict()
         self.trackers = open_trackers(
             self.request.trackers,

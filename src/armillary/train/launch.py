@@ -8,7 +8,7 @@ import tempfile
 import threading
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -16,16 +16,15 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from armillary.axes import admit
-from armillary.feeds import Share
-from armillary.models import read
 from armillary.spec import SpecError
-from armillary.step.batches import Feed
-from armillary.step.parallel import sees_calls
 from armillary.step.recipe import load_recipe
+from armillary.train.admission import admit_before_ranks
 from armillary.train.checkpoint import saved_steps
 from armillary.train.failure import first_error, leave_error
+from armillary.train.launchers import Place, find_here, job_hosts
+from armillary.train.launchers.none import refuse_idle_nodes
 from armillary.train.loop import INTERRUPTED, Outcome, train_rank
+from armillary.train.rendezvous import seat_of
 from armillary.train.request import TrainRequest
 from armillary.train.run_folder import RunFolder
 from armillary.train.warm import loopback, warm_up
@@ -35,31 +34,6 @@ if TYPE_CHECKING:
 
 SHUTDOWN_TIMEOUT_S = 60
 OUTCOME, TOLD = "outcome.pickle", "told-to-stop"
-FOREIGN_LAUNCHERS = {
-    "SLURM_STEP_NUM_TASKS": "srun",
-    "OMPI_COMM_WORLD_SIZE": "Open MPI",
-    "PMI_SIZE": "MPICH",
-}
-
-
-def launcher_world_size() -> int | None:
-    """The number of ranks that a launcher started, None if this process was started alone.
-
-    Raises: `SpecError` under a launcher whose variables Armillary does not read.
-    """
-    if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
-        return int(os.environ["WORLD_SIZE"])
-    for variable, launcher in FOREIGN_LAUNCHERS.items():
-        if int(os.environ.get(variable, "1")) > 1:
-            raise SpecError(
-                "launcher",
-                f"{launcher} started {os.environ[variable]} processes "
-                f"({variable}) without RANK and WORLD_SIZE",
-                "ranks are named by torchrun's variables",
-                "start one torchrun a node, or set RANK, WORLD_SIZE, LOCAL_RANK, "
-                "MASTER_ADDR and MASTER_PORT",
-            )
-    return None
 
 
 def train(request: TrainRequest) -> Outcome:
@@ -67,36 +41,49 @@ def train(request: TrainRequest) -> Outcome:
 
     Raises: `SpecError` on a user's mistake; `RankError` if a rank started here failed otherwise.
     """
-    world_size = launcher_world_size()
-    num_ranks = request.layout.num_ranks
-    if world_size is not None and world_size != num_ranks:
+    place, num_ranks = find_here(), request.layout.num_ranks
+    if place is not None and place.world_size != num_ranks:
         raise SpecError(
             "layout",
-            f"{request.layout} is for {num_ranks} ranks, the launcher started {world_size}",
+            f"{request.layout} is for {num_ranks} ranks, the launcher started "
+            f"{place.world_size} ({place.launcher}: {place.sources['world_size']})",
             "the product of the degrees is the number of ranks",
-            f"use a layout such as data={world_size}",
+            f"use a layout such as data={place.world_size}",
         )
-    if world_size is not None or num_ranks == 1:
+    if place is not None:
+        return _train_as_one_of(place, request)
+    if num_ranks == 1:
         return train_rank(request)
-    _admit_before_ranks(request)
+    refuse_idle_nodes(num_ranks, job_hosts(os.environ))
+    admit_before_ranks(request)
     if request.run_path is None:
         name = load_recipe(request.recipe_word).name
         request = replace(request, run_path=RunFolder.create(request.runs, name).path)
     return _train_on_own_ranks(request)
 
 
-def _admit_before_ranks(request: TrainRequest) -> None:
-    """Have axes that must see the model called refuse it here, while the ranks' server starts.
+def _train_as_one_of(place: Place, request: TrainRequest) -> Outcome:
+    """Train as the rank that a launcher started this process as.
 
-    Raises: `SpecError` with the reason of the axis.
+    The exit code is the writer's alone, and it leaves last: a launcher that sees a rank leave with
+    another code than 0 ends the others, and the report is still to be written.
     """
-    if not sees_calls(request.layout):
-        return
-    recipe = request.load_recipe()
-    feed = Feed(recipe.data()["train"], batch_size=1, share=Share(), collate=recipe.find("collate"))
-    batch, num_samples = feed.example()
-    graph = read(recipe.model(), lambda model: recipe.loss(model, batch), num_samples)
-    admit(request.layout, graph)
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(_num_threads(place))
+    with loopback() if place.is_on_one_node else nullcontext():
+        outcome = train_rank(request, seat_of(place))
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    return outcome if outcome.is_writer else replace(outcome, exit_code=0)
+
+
+def _num_threads(place: Place) -> int:
+    """A rank's share of the node's cores, or those that its launcher has bound it to."""
+    bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0
+    all_cores = os.cpu_count() or 1
+    if 0 < bound < all_cores:
+        return bound
+    return max(1, all_cores // (place.local_world_size or 1))
 
 
 def _train_on_own_ranks(request: TrainRequest) -> Outcome:

@@ -21,6 +21,7 @@ from armillary.step.parallel import to_device
 from armillary.step.phases import Phases
 from armillary.step.precision import Precision
 from armillary.step.recipe import Recipe
+from armillary.step.seat import Seat
 from armillary.step.stepper import Stepper, StepResult
 from armillary.step.world import World, join, with_micro_batches
 from armillary.train.average import Average
@@ -69,12 +70,14 @@ class Outcome:
         }
 
 
-def train_rank(request: TrainRequest) -> Outcome:
+def train_rank(request: TrainRequest, seat: Seat | None = None) -> Outcome:
     """Train as one rank of the request's layout; the outcome, equal on every rank.
+
+    `seat` is where the rank joins the others, without one as torch's own variables say.
 
     Raises: `SpecError` on what the data, model or disk makes impossible.
     """
-    with watch_signals() as wish, join(request.layout, request.device) as world:
+    with watch_signals() as wish, join(request.layout, request.device, seat) as world:
         if world.device.type == "cpu":
             keep_freed_memory()
         if not world.is_first:

@@ -1,25 +1,23 @@
 """What a person asked to train, checked before any rank starts."""
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from armillary.axes import admit
-from armillary.spec import Layout, Manifest, SpecError, TrainSettings
-from armillary.step.recipe import Recipe, load_recipe
+from armillary.spec import Layout, Manifest, Plan, SpecError, TrainSettings
+from armillary.step.recipe import Recipe, data_option, load_recipe
 from armillary.train.run_folder import RunFolder
 from armillary.train.trackers import check_trackers
-
-DATA_VARIABLE = "ARMILLARY_DATA"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainRequest:
     """A run to do: the recipe and its options, layout, settings, folder and device.
 
-    A new run has no `run_path` yet: rank 0 makes its folder in `runs`.
+    A new run has no `run_path` yet: rank 0 makes its folder in `runs`. `plan` is what the layout
+    came from, if it was planned.
     """
 
     recipe_word: str
@@ -32,6 +30,7 @@ class TrainRequest:
     device: str = "auto"
     quiet: bool = False
     trackers: tuple[str, ...] = ("tensorboard",)
+    plan: Plan | None = None
 
     def load_recipe(self) -> Recipe:
         """The recipe with the request's options."""
@@ -42,6 +41,7 @@ def new_request(
     recipe_word: str,
     *,
     layout: Layout | None = None,
+    plan: Plan | None = None,
     assignments: Mapping[str, str] | None = None,
     data: Path | None = None,
     runs: Path = Path("runs"),
@@ -65,17 +65,15 @@ def new_request(
         name: text for name, text in (assignments or {}).items() if name not in settings_words
     }
     recipe = load_recipe(recipe_word)
-    if "path" in recipe.options and "path" not in options:
-        chosen = data or os.environ.get(DATA_VARIABLE)
-        options |= {"path": str(chosen)} if chosen else {}
-    elif data is not None:
+    found = data_option(recipe, options, data)
+    if data is not None and not found:
         raise SpecError(
             "--data",
             str(data),
             "the recipe reads a path if its data() takes one",
             "give data() a parameter `path`, or leave --data out",
         )
-    recipe = load_recipe(recipe_word, options)
+    recipe = load_recipe(recipe_word, options | found)
     return TrainRequest(
         recipe_word=recipe.word,
         options=recipe.options,
@@ -85,6 +83,7 @@ def new_request(
         device=device,
         quiet=quiet,
         trackers=trackers,
+        plan=plan,
     )
 
 
@@ -92,6 +91,7 @@ def resumed_request(
     run: Path,
     *,
     layout: Layout | None = None,
+    plan: Plan | None = None,
     assignments: Mapping[str, str] | None = None,
     device: str = "auto",
     quiet: bool = False,
@@ -127,6 +127,7 @@ def resumed_request(
         device=device,
         quiet=quiet,
         trackers=trackers,
+        plan=plan,
     )
 
 

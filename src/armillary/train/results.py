@@ -8,7 +8,6 @@ from typing import Any
 from numpy.typing import NDArray
 
 from armillary.step.recipe import Recipe
-from armillary.train.report import save_figures
 from armillary.train.run_folder import RunFolder
 
 Predictions = dict[str, NDArray[Any]]
@@ -40,6 +39,8 @@ def write_results(run: Path, recipe: Recipe) -> Results | None:
         folder.write_predictions(f"rival-{name}", rival)
     draw = recipe.find("figures")
     if draw is not None:
+        from armillary.train.report import save_figures  # what draws is slow to load
+
         save_figures(run, draw(predictions, rivals))
     return Results(
         predictions=predictions, rivals=rivals, metrics=metrics, groups=recipe.find("groups")

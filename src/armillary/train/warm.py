@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from multiprocessing import forkserver
 from pathlib import Path
 
+from armillary.train.launchers import find_here
+
 PRELOADED = ["torch._dynamo", "armillary.train.loop"]
 """What every rank needs, imported once; torch's optimisers import torch._dynamo when made."""
 
@@ -16,7 +18,7 @@ def warm_up(num_ranks: int) -> None:
 
     Nothing is begun where a launcher started this process, or where it will be the only rank.
     """
-    if num_ranks == 1 or "RANK" in os.environ:
+    if num_ranks == 1 or find_here() is not None:
         return
     with loopback():
         multiprocessing.set_forkserver_preload(PRELOADED)

@@ -4,15 +4,20 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from armillary.axes import admit, discover
+from armillary.axes import admit
 from armillary.spec import Layout, SpecError
-from armillary.step.world import with_micro_batches
+from armillary.step.world import count_shares, with_micro_batches
 from armillary.verify.compare import TOLERANCE, Difference, compare
 from armillary.verify.prepare import Prepared
 from armillary.verify.program import Program, Trace, run
 from armillary.verify.ranks import Ranks, RanksFailed
 
 EQUAL, WRONG, REFUSED, FAILED = "equal", "wrong", "refused", "failed"
+MICRO_BATCHES_A_STAGE = 2
+"""The fewest with which every schedule begins, goes on and ends as it would with more.
+
+Training makes more of them, which is the same program over again.
+"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -150,23 +155,16 @@ def serial_layout() -> Layout:
 
 
 def as_verified(layout: Layout, batch_size: int) -> Layout:
-    """`layout` in float64, with the micro batches that training would give it."""
-    return with_micro_batches(replace(layout, precision="float64"), batch_size)
+    """`layout` in float64, with micro batches where training would make some by itself."""
+    in_float64 = replace(layout, precision="float64")
+    return with_micro_batches(in_float64, batch_size, MICRO_BATCHES_A_STAGE)
 
 
 def count_micro_batches(layout: Layout, batch_size: int) -> int:
     """How many micro batches a rank makes of its share of a step."""
     if not layout.micro_batch_size:
         return 1
-    return -(-batch_size // _count_shares(layout) // layout.micro_batch_size)
-
-
-def _count_shares(layout: Layout) -> int:
-    """Over how many ranks the samples of a step are split."""
-    axes, count = discover(), 1
-    for name, degree in layout.degrees.items():
-        count *= degree if axes[name].splits_batch else 1
-    return count
+    return -(-batch_size // count_shares(layout) // layout.micro_batch_size)
 
 
 def _answer(job: Callable[[Program, Layout], Trace], program: Program, layout: Layout) -> Any:

@@ -1,12 +1,15 @@
 """Which layouts are proven by `--all`: axes alone, in pairs and in threes, and every option."""
 
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 from math import prod
 
 from armillary.axes import Axis, discover
 from armillary.spec import Layout
 from armillary.verify.check import EQUAL, REFUSED, Finding
+
+Rows = list[list[str]]
 
 
 def layouts(num_ranks: int) -> list[Layout]:
@@ -32,13 +35,13 @@ def _with_options(axis: Axis) -> Iterable[Layout]:
             yield Layout(degrees={axis.name: 2}, options={f"{axis.name}.{option}": choice})
 
 
-def table(findings: dict[str, Sequence[Finding]]) -> list[list[str]]:
+def table(findings: Mapping[str, Sequence[Finding]]) -> Rows:
     """What composes with what, as rows of words: axes by axes, the recipes proven in each cell.
 
     A cell names the recipes whose layout of the two axes (on the diagonal: of one) was proven
     equal; "refused" where every recipe was refused, and a wrong one is named as such.
     """
-    names = [axis.name for axis in sorted(discover().values(), key=lambda axis: axis.order)]
+    names = _names()
     rows = [["", *names]]
     for i, row in enumerate(names):
         cells = [_cell(findings, {row, column}) if j <= i else "" for j, column in enumerate(names)]
@@ -46,7 +49,42 @@ def table(findings: dict[str, Sequence[Finding]]) -> list[list[str]]:
     return rows
 
 
-def _cell(findings: dict[str, Sequence[Finding]], axes: set[str]) -> str:
+def threes(findings: Mapping[str, Sequence[Finding]]) -> Rows:
+    """The same of three axes at once: those that go with the same recipes in one row.
+
+    Empty if no three axes were run together.
+    """
+    groups: dict[str, list[tuple[str, ...]]] = {}
+    for chosen in combinations(_names(), 3):
+        if cell := _cell(findings, set(chosen)):
+            groups.setdefault(cell, []).append(chosen)
+    order = sorted(groups, key=lambda cell: (not cell.startswith(WRONG), -cell.count(",")))
+    rows = [[line, cell] for cell in order for line in _describe(groups[cell])]
+    return [["three axes at once", "recipes"], *rows] if rows else []
+
+
+def _describe(found: Sequence[tuple[str, ...]]) -> list[str]:
+    """Sets of three axes in few lines: any three of so many, one and any two of them, or each."""
+    everyone = [name for name in _names() if any(name in chosen for chosen in found)]
+    common = [name for name in everyone if all(name in chosen for chosen in found)]
+    others = [name for name in everyone if name not in common]
+    count = 3 - len(common)
+    if len(found) < 2 or len(found) != len([*combinations(others, count)]):
+        return [", ".join(chosen) for chosen in found]
+    any_of = f"any {COUNTS[count]} of {', '.join(others)}"
+    return [" and ".join([*common, any_of])]
+
+
+COUNTS = {1: "one", 2: "two", 3: "three"}
+WRONG = "WRONG"
+
+
+def _names() -> list[str]:
+    """The axes in the order of a mesh."""
+    return [axis.name for axis in sorted(discover().values(), key=lambda axis: axis.order)]
+
+
+def _cell(findings: Mapping[str, Sequence[Finding]], axes: set[str]) -> str:
     states = {
         recipe: [f.state for f in found if set(f.layout.degrees) == axes]
         for recipe, found in findings.items()
@@ -54,14 +92,13 @@ def _cell(findings: dict[str, Sequence[Finding]], axes: set[str]) -> str:
     wrong = [r for r, s in states.items() if any(state not in (EQUAL, REFUSED) for state in s)]
     proven = [r for r, s in states.items() if EQUAL in s and r not in wrong]
     if wrong:
-        return f"WRONG: {', '.join(wrong)}"
+        return f"{WRONG}: {', '.join(wrong)}"
     return ", ".join(proven) or ("refused" if any(states.values()) else "")
 
 
-def markdown(rows: Sequence[Sequence[str]]) -> str:
+def markdown(rows: Rows) -> str:
     """Rows of words as a table in Markdown; the first row is the head."""
-    head, *body = (
-        [f"`{cell}`" if i == 0 and cell else cell for i, cell in enumerate(row)] for row in rows
-    )
+    axes = re.compile(rf"\b({'|'.join(_names())})\b")
+    head, *body = [[axes.sub(r"`\1`", first), *rest] for first, *rest in rows]
     lines = [head, ["---"] * len(head), *body]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import Environment
 
 if TYPE_CHECKING:
+    from armillary.verify.matrix import Rows
     from armillary.verify.proof import Proof
 
 PAGE = """<!doctype html>
@@ -28,9 +29,9 @@ td.wrong, td.failed { color: #ff8a80; } }
 In float64, through the optimiser step that training runs: losses, gradient norms, every gradient,
 parameter and buffer; equal is a relative difference of at most {{ tolerance }}.</p>
 <h2>What composes</h2>
-<table>{% for row in composition %}<tr>{% for cell in row %}
-{% if loop.first or loop.index0 == 0 or row is sameas composition[0] %}<th>{{ cell }}</th>
-{% else %}<td>{{ cell }}</td>{% endif %}{% endfor %}</tr>{% endfor %}</table>
+{% for rows in composition %}<table>{% for row in rows %}<tr>{% for cell in row %}
+{% if loop.first or row is sameas rows[0] %}<th>{{ cell }}</th>
+{% else %}<td>{{ cell }}</td>{% endif %}{% endfor %}</tr>{% endfor %}</table>{% endfor %}
 {% for proof in proofs %}
 <h2>{{ proof.recipe }}</h2>
 <p>{{ "{:,}".format(proof.num_parameters) }} parameters: {{ proof.size }}.</p>
@@ -48,8 +49,8 @@ parameter and buffer; equal is a relative difference of at most {{ tolerance }}.
 """
 
 
-def render(proofs: "Sequence[Proof]", composition: Sequence[Sequence[str]]) -> str:
-    """The page of `proofs`, self-contained."""
+def render(proofs: "Sequence[Proof]", composition: Sequence["Rows"]) -> str:
+    """The page of `proofs` with the tables of `composition`, self-contained."""
     plain: list[dict[str, Any]] = [proof.to_dict() for proof in proofs]
     states = [finding["state"] for proof in plain for finding in proof["findings"]]
     counts = {

@@ -5,8 +5,9 @@ batches are is smaller. The serial program is the same on a layout without axes.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from armillary.step.precision import Precision
 from armillary.step.recipe import Recipe, load_recipe
 from armillary.step.stepper import Stepper, StepResult
 from armillary.step.world import World, join
+from armillary.verify.shapes import keep_shapes
 from armillary.verify.shrink import build
 
 Tensors = dict[str, NDArray[Any]]
@@ -101,37 +103,48 @@ def run(program: Program, layout: Layout) -> Trace:
 
     Raises: `SpecError` if an axis refuses the model.
     """
+    if layout.num_ranks > 1:
+        keep_shapes()
     with join(layout, "cpu") as world, without_dropout():
-        recipe = load_recipe(program.recipe, program.options)
-        feed = _feed(program, recipe, world, layout)
-        precision = Precision(layout, world.device)
-        model, _ = build_on_ranks(
-            lambda: build(recipe, program.smaller),
-            lambda device: example(recipe, program, precision, device),
-            world,
-            layout,
-            dtype=precision.dtype,
-            seed=program.seed,
-        )
         trace = Trace()
-        stepper = ObservedStepper(
-            trace,
-            model=model,
-            loss=recipe.loss,
-            optimizer=recipe.optimizer(model.parameters()),
-            world=world,
-            precision=precision,
-            phases=Phases(world.device),
-            clip_norm=program.clip_norm,
-            seed=program.seed,
-        )
+        stepper, feed = start(program, layout, world, partial(ObservedStepper, trace))
         for index, step in enumerate(feed.steps()):
             result = stepper.run(step, index, stop=False)
             trace.losses.append(result.loss)
             trace.norms.append(result.grad_norm or 0.0)
-        trace.parameters = {name: _array(p) for name, p in model.named_parameters()}
-        trace.buffers = {name: _array(b) for name, b in model.named_buffers()}
+        trace.parameters = {name: _array(p) for name, p in stepper.model.named_parameters()}
+        trace.buffers = {name: _array(b) for name, b in stepper.model.named_buffers()}
     return trace
+
+
+def start(
+    program: Program, layout: Layout, world: World, stepper: Callable[..., Stepper] = Stepper
+) -> tuple[Stepper, Feed]:
+    """A stepper of `program` on this rank of `layout` before its first step, and this rank's feed.
+
+    Raises: `SpecError` if an axis refuses the model.
+    """
+    recipe = load_recipe(program.recipe, program.options)
+    precision = Precision(layout, world.device)
+    model, _ = build_on_ranks(
+        lambda: build(recipe, program.smaller),
+        lambda device: example(recipe, program, precision, device),
+        world,
+        layout,
+        dtype=precision.dtype,
+        seed=program.seed,
+    )
+    started = stepper(
+        model=model,
+        loss=recipe.loss,
+        optimizer=recipe.optimizer(model.parameters()),
+        world=world,
+        precision=precision,
+        phases=Phases(world.device),
+        clip_norm=program.clip_norm,
+        seed=program.seed,
+    )
+    return started, _feed(program, recipe, world, layout)
 
 
 def example(
@@ -182,12 +195,12 @@ class _WithoutDropout(TorchFunctionMode):
     def __torch_function__(
         self, function: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        kwargs = dict(kwargs or {})
         if function in DROPOUTS:
             return args[0] if args else kwargs["input"]
+        kwargs = kwargs or {}
         if function is nn.functional.scaled_dot_product_attention:
-            args, kwargs["dropout_p"] = args[:4], 0.0
-            kwargs |= dict(zip(("dropout_p", "is_causal"), (0.0, *args[5:6]), strict=False))
+            causal = dict(zip(("is_causal",), args[5:6], strict=False))
+            args, kwargs = args[:4], {**kwargs, **causal, "dropout_p": 0.0}
         return function(*args, **kwargs)
 
 

@@ -10,8 +10,8 @@ from armillary.spec import Layout, SpecError, write_atomically
 from armillary.step.recipe import Recipe
 from armillary.verify.check import EQUAL, REFUSED, Checker, Finding
 from armillary.verify.compare import TOLERANCE, Difference
+from armillary.verify.matrix import Rows, markdown, table, threes
 from armillary.verify.matrix import layouts as all_layouts
-from armillary.verify.matrix import markdown, table
 from armillary.verify.prepare import NUM_STEPS, prepare
 from armillary.verify.ranks import Ranks
 
@@ -112,13 +112,14 @@ def write_proofs(proofs: Sequence[Proof], folder: Path) -> Path:
     return path
 
 
-def composition(proofs: Sequence[Proof]) -> list[list[str]]:
-    """What composes with what, axes by axes, as rows of words."""
-    return table({proof.recipe: proof.findings for proof in proofs})
+def composition(proofs: Sequence[Proof]) -> list[Rows]:
+    """What composes with what: a table of two axes, and one of three if three were run."""
+    findings = {proof.recipe: proof.findings for proof in proofs}
+    return [rows for rows in (table(findings), threes(findings)) if rows]
 
 
 def write_table(proofs: Sequence[Proof], path: Path) -> None:
-    """Put the table of what composes into the file at `path`, between its two marks.
+    """Put the tables of what composes into the file at `path`, between its two marks.
 
     Raises: `SpecError` if the file has no marks.
     """
@@ -132,4 +133,5 @@ def write_table(proofs: Sequence[Proof], path: Path) -> None:
             f"the table stands between {BEGIN} and {END}",
             "add the two lines",
         )
-    write_atomically(path, f"{before}{BEGIN}\n\n{markdown(composition(proofs))}\n{END}{after}")
+    tables = "\n".join(markdown(rows) for rows in composition(proofs))
+    write_atomically(path, f"{before}{BEGIN}\n\n{tables}\n{END}{after}")

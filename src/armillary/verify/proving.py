@@ -1,19 +1,16 @@
 """From the words of a command line to proofs: which recipes, on which layouts."""
 
-import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from armillary.axes import admit
-from armillary.spec import Layout, SpecError
-from armillary.step.recipe import Recipe, load_recipe
+from armillary.spec import Layout, SpecError, read_layout
+from armillary.step.recipe import Recipe, data_option, load_recipe
 from armillary.verify.proof import Proof, prove
 from armillary.verify.ranks import Ranks
 from armillary.verify.telling import Telling
 
-DATA_VARIABLE = "ARMILLARY_DATA"
 MOST_RANKS = 64
 
 
@@ -43,7 +40,7 @@ class Wanted:
             return self.all_up_to
         named = [Layout.parse(words) for words in self.layouts]
         if self.plan is not None:
-            named.append(_read_layout(self.plan))
+            named.append(read_layout(self.plan))
         if not named:
             raise SpecError(
                 "--layout",
@@ -85,23 +82,6 @@ def prove_all(wanted: Wanted, *, data: Path | None, num_steps: int, quiet: bool)
 
 def _load(word: str, options: Mapping[str, str], data: Path | None) -> Recipe:
     """The recipe `word`; the data's path is given to it if it reads one."""
-    recipe = load_recipe(word, options)
-    chosen = data or os.environ.get(DATA_VARIABLE)
-    if chosen is None or "path" not in recipe.options or "path" in options:
-        return recipe
-    return load_recipe(word, {**options, "path": str(Path(chosen).resolve())})
-
-
-def _read_layout(path: Path) -> Layout:
-    """The layout in a JSON file: a layout itself, or a document that has one under `layout`."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise SpecError(
-            "--plan", f"{path}: {error}", "a plan is a JSON file", "check the path"
-        ) from None
-    if isinstance(values, dict) and isinstance(values.get("layout"), dict):
-        values = values["layout"]
-    if not isinstance(values, dict):
-        raise SpecError("--plan", f"{path}: no object", "a plan is a JSON object", "check the file")
-    return Layout.from_dict(values, where=str(path))
+    found = data_option(load_recipe(word, options), options, data)
+    paths = {name: str(Path(path).resolve()) for name, path in found.items()}
+    return load_recipe(word, {**options, **paths})

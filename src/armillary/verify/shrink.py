@@ -18,9 +18,14 @@ TINY = "tiny"
 
 
 def build(recipe: Recipe, smaller: dict[str, Any]) -> nn.Module:
-    """The model of `recipe` with the options `smaller`, or what its `tiny()` gives."""
+    """The model of `recipe` with the options `smaller`, or what its `tiny()` gives with those of
+    the recipe's options that it takes.
+    """
     tiny = recipe.find(TINY)
-    model = tiny() if tiny is not None else recipe.module.model(**_model_options(recipe) | smaller)
+    if tiny is not None:
+        model = tiny(**recipe.options_of(tiny))
+    else:
+        model = recipe.module.model(**_model_options(recipe) | smaller)
     if not isinstance(model, nn.Module):
         raise SpecError(
             f"recipe.{TINY if tiny else 'model'}",

@@ -48,7 +48,8 @@ def print_proofs(proofs: Sequence[Proof], *, with_composition: bool) -> None:
     for proof in proofs:
         print_proof(proof)
     if with_composition:
-        print_composition(composition(proofs))
+        for rows in composition(proofs):
+            print_composition(rows)
 
 
 def print_proof(proof: Proof) -> None:

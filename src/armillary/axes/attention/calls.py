@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from armillary.axes.attention.heads import heads_attention
 from armillary.axes.attention.ring import ring_attention
 from armillary.axes.stand_in import has_parts, original, standing_in
+from armillary.axes.tokens import ON_TOKENS
 from armillary.spec import SpecError
 
 if TYPE_CHECKING:
@@ -63,6 +64,9 @@ def _mode(attending: Attending, attend: Any) -> "TorchFunctionMode":
             kwargs = kwargs or {}
             if function is attend and has_parts(args, kwargs):
                 return _attend(attending, *args, **kwargs)
+            on_tokens = ON_TOKENS.get(getattr(function, "__name__", ""))
+            if on_tokens is not None:
+                return on_tokens(function, *args, **kwargs)
             try:
                 return function(*args, **kwargs)
             except NotImplementedError as error:

@@ -7,8 +7,9 @@ Extreme Long Sequence Transformer Models", arXiv 2309.14509, section 3.1.
 # Shapes: B samples, H heads, K heads of keys and values, Q and C positions that the rank holds,
 # T all of them, D of a head
 from functools import cache
-from math import lcm
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,7 +33,7 @@ def heads_attention(
     import torch
 
     degree, num_heads, num_key_heads = group.size(), q_BHQD.shape[1], k_BKCD.shape[1]
-    copies = sent_key_heads(num_key_heads, degree) // num_key_heads
+    copies = int(sent_key_heads(num_key_heads, degree)) // num_key_heads
     keys = [t if copies == 1 else t.repeat_interleave(copies, dim=1) for t in (k_BKCD, v_BKCD)]
     turn = _function().apply
     q, k, v = (turn(t, group, True) for t in (q_BHQD, *keys))
@@ -45,9 +46,12 @@ def heads_attention(
     return attended
 
 
-def sent_key_heads(num_key_heads: int, degree: int) -> int:
-    """How many heads of keys are sent, copies included, so that `degree` divides them."""
-    return lcm(num_key_heads, degree)
+def sent_key_heads(num_key_heads: Any, degree: Any) -> Any:
+    """How many heads of keys are sent, copies included, so that `degree` divides them.
+
+    Both may be arrays of one shape, that of the result.
+    """
+    return np.lcm(num_key_heads, degree)
 
 
 @cache

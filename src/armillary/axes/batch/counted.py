@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from armillary.axes.batch.norm import norm_traffic
 from armillary.axes.batch.routed import count_traffic
-from armillary.axes.batch.times import num_calls
+from armillary.axes.batch.times import num_calls, sent_again
 from armillary.axes.door import Transfer
 from armillary.spec import ModelGraph
 from armillary.spec.layouts import Layouts
@@ -15,5 +15,10 @@ def counted(axis: str, graph: ModelGraph, layouts: Layouts) -> list[Transfer]:
     that split the batch.
     """
     calls = num_calls(layouts)
-    found = norm_traffic(axis, graph, layouts) + count_traffic(axis, graph, layouts)
-    return [replace(transfer, per_step=transfer.per_step * calls) for transfer in found]
+    told = norm_traffic(axis, graph, layouts) + count_traffic(axis, graph, layouts)
+    found = []
+    for transfer in told:
+        sent = replace(transfer, per_step=transfer.per_step * calls)
+        is_forward = sent.collective == "all_gather_into_tensor"
+        found += sent_again(sent, graph, layouts) if is_forward else [sent]
+    return found

@@ -23,7 +23,7 @@ from armillary.axes.batch.ranks import (
     num_batch_ranks,
 )
 from armillary.axes.door import Transfer
-from armillary.spec import Layout, ModelGraph, SpecError
+from armillary.spec import ModelGraph
 from armillary.spec.layouts import Layouts
 
 if TYPE_CHECKING:
@@ -34,22 +34,18 @@ if TYPE_CHECKING:
 NUM_BYTES_LEAST = 4  # statistics are added up in float32 or wider
 
 
-def norm_over_ranks(part: "nn.Module", mesh: "DeviceMesh", layout: Layout) -> None:
+def norm_over_ranks(part: "nn.Module", mesh: "DeviceMesh") -> None:
     """Have every batch norm of `part` take its statistics over all ranks that split the batch.
 
     Names, parameters and running statistics stay as they are; the latter are the serial ones.
-
-    Raises: `SpecError` if the layout cuts a step into micro batches.
     """
     from torch.nn.modules.batchnorm import SyncBatchNorm, _BatchNorm
 
     ranks = batch_ranks(mesh)
     groups = () if ranks is None else (ranks.group,)
-    for path, module in part.named_modules():
+    for module in part.modules():
         if not isinstance(module, _BatchNorm):
             continue
-        if groups and layout.micro_batch_size:
-            raise _refuse_micro_batches(path, layout)
         forward = module.forward
         if isinstance(module, SyncBatchNorm):
             forward = functools.partial(_BatchNorm.forward, module)
@@ -78,16 +74,6 @@ def norm_traffic(axis: str, graph: ModelGraph, layouts: Layouts) -> list[Transfe
             ("all_reduce", 2 * channels * np.ones_like(count)),
         ]
     ]
-
-
-def _refuse_micro_batches(path: str, layout: Layout) -> SpecError:
-    return SpecError(
-        "layout.micro_batch_size",
-        f"{layout.micro_batch_size} for a model with batch norm ({path}) over several ranks",
-        "batch norm takes its mean over a micro batch, and which samples share one depends on "
-        "the number of ranks (axes/batch/norm.py)",
-        "use micro_batch_size=0, or group norm or layer norm in the model",
-    )
 
 
 def _forward(forward: Any, mode: "TorchFunctionMode", *args: Any, **kwargs: Any) -> Any:

@@ -24,7 +24,7 @@ from armillary.axes.batch.ranks import (
     whole,
 )
 from armillary.axes.door import Transfer
-from armillary.spec import ModelGraph
+from armillary.spec import ModelGraph, Routed
 from armillary.spec.layouts import Layouts
 
 if TYPE_CHECKING:
@@ -115,11 +115,19 @@ def count_traffic(axis: str, graph: ModelGraph, layouts: Layouts) -> list[Transf
             per_step=rows.astype(np.float64),
             hidden_behind="",
             path=routed.path,
+            carries="counts",
         )
         for routed in graph.routed
         if routed.has_capacity
         for group, rows in meetings(axis, layouts)
     ]
+
+
+def choice_bytes(routed: Routed) -> int:
+    """Bytes per sample of the choices that ranks with parts of the tokens gather, to find places in
+    the queues of experts with a capacity; 0 for others.
+    """
+    return COUNT_BYTES * routed.num_chosen * routed.num_tokens * routed.has_capacity
 
 
 def _balance_over(module: Any, ranks: BatchRanks | None) -> None:
@@ -172,19 +180,16 @@ class InParts:
 
         An expert's gradient adds up what all ranks of its axis sent, each of which weighted its
         loss for an average over all ranks that split the batch; the average that follows is over
-        fewer, by the degree of the axis.
+        fewer, by the degree of the axis. Where ranks hold other tokens of a sample it is a part of
+        a sum, left to be added up once a step.
         """
-        from torch.distributed.tensor import DTensor
-
         factor = 1.0 if self.exchange is None else 1.0 / self.exchange.degree
         local = object.__new__(self.kind)
         local.__dict__ = {
             name: value for name, value in vars(self.module).items() if name != "forward"
         }
         local.__dict__["_parameters"] = {
-            name: give_gradient(
-                value.to_local() if isinstance(value, DTensor) else value, factor, *tokens.groups
-            )
+            name: give_gradient(_local_part(value, tokens), factor)
             for name, value in self.module.named_parameters(recurse=False)
         }
         if self.exchange is not None:
@@ -214,6 +219,21 @@ class InParts:
         return choice_R, counts_E
 
 
+def _local_part(parameter: Any, tokens: "Tokens") -> "Tensor":
+    """This rank's part of a parameter, whose gradient is partial where ranks hold other tokens."""
+    from torch.distributed.tensor import DTensor, Partial
+
+    if not isinstance(parameter, DTensor):
+        return parameter
+    names = parameter.device_mesh.mesh_dim_names or ()
+    grads = [
+        Partial() if name in tokens.cut_along else placement
+        for name, placement in zip(names, parameter.placements, strict=True)
+    ]
+    local: Tensor = parameter.to_local(grad_placements=grads)
+    return local
+
+
 def _by_expert(expert_C: "Tensor", num_experts: int) -> "tuple[Tensor, Tensor]":
     """Places by expert, in the order of the tokens, and how many each expert has."""
     each_E = expert_C.new_tensor(range(num_experts))
@@ -221,7 +241,7 @@ def _by_expert(expert_C: "Tensor", num_experts: int) -> "tuple[Tensor, Tensor]":
 
 
 class Tokens:
-    """The inputs of routed experts as they lie on the ranks: `groups` hold other ones.
+    """The inputs of routed experts as they lie on the ranks, which hold others along `cut_along`.
 
     Along a dim of `mesh` a rank holds either other tokens or all of them; hidden parts and partial
     sums are made whole first.
@@ -229,8 +249,9 @@ class Tokens:
 
     def __init__(self, tensors: "list[Tensor]", mesh: Any, placements: Any) -> None:
         self.tensors, self.mesh, self.placements = tensors, mesh, placements
-        cut = [] if mesh is None else [dim for dim, p in enumerate(placements) if _cuts_tokens(p)]
-        self.groups = [mesh.get_group(dim) for dim in cut]
+        names = () if mesh is None else mesh.mesh_dim_names or ()
+        pairs = zip(names, placements, strict=True)
+        self.cut_along = {name for name, placement in pairs if _cuts_tokens(placement)}
 
     @classmethod
     def of(cls, *tensors: "Tensor") -> "Tokens":

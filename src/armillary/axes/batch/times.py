@@ -1,9 +1,14 @@
 """How often in an optimiser step something is sent, by its micro batches and pipeline."""
 
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
 
+from armillary.axes.batch.ranks import num_batch_ranks
+from armillary.axes.door import Transfer
 from armillary.axes.stages.balance import ONE_STAGE
+from armillary.spec import ModelGraph
 from armillary.spec.layouts import Layouts
 
 Column = NDArray[np.float64]
@@ -14,6 +19,25 @@ def num_calls(layouts: Layouts) -> Column:
     one holds it.
     """
     return layouts.num_micro_batches / layouts.degree("pipeline")
+
+
+def rank_samples(layouts: Layouts) -> Column:
+    """How many samples a rank takes in one micro batch."""
+    return layouts.num_samples / num_batch_ranks(layouts)
+
+
+def sent_again(sent: Transfer, graph: ModelGraph, layouts: Layouts) -> list[Transfer]:
+    """`sent` in a forward pass, and besides in the backward pass of blocks that are recomputed."""
+    again = np.broadcast_to(layouts.recompute != "none", layouts.num_layouts)
+    if not again.any() or not in_block(sent.path, graph):
+        return [sent]
+    phase = "backward" if sent.hidden_behind else ""
+    return [sent, replace(sent, per_step=sent.per_step * again, hidden_behind=phase)]
+
+
+def in_block(path: str, graph: ModelGraph) -> bool:
+    """Whether the module at `path` is in a block, which is what may be recomputed."""
+    return any(f"{path}.".startswith(f"{block.path}.") for block in graph.blocks)
 
 
 def num_reductions(layouts: Layouts) -> Column:

@@ -82,16 +82,18 @@ def _rest(graph: ModelGraph, layouts: Layouts, saved: Mapping[str, Column]) -> U
     return Unit("", size, per_rank)
 
 
-def _pipelines(graph: ModelGraph, layouts: Layouts) -> Iterator[tuple[Stages, NDArray[np.bool_]]]:
+def _pipelines(graph: ModelGraph, layouts: Layouts) -> Iterator[tuple[Stages, NDArray[np.intp]]]:
     """Every way in which the layouts cut the model into stages, and the rows that do so."""
     degrees = layouts.degree("pipeline")
     schedules = layouts.option("pipeline.schedule", "1f1b")
     options = layouts.option("pipeline.stages_per_rank", "auto")
     for degree in np.unique(degrees[degrees > 1]):
-        for schedule in np.unique(schedules[degrees == degree]):
-            of_both = (degrees == degree) & (schedules == schedule)
-            for option in np.unique(options[of_both]):
-                per_rank = stages_per_rank(str(schedule), str(option))
-                stages = lay_out(graph, int(degree), str(schedule), per_rank)
-                if stages is not None:
-                    yield stages, of_both & (options == option)
+        left = np.flatnonzero(degrees == degree)
+        while left.size:  # words are compared, not sorted: there are few, and sorting takes long
+            schedule, option = schedules[left[0]], options[left[0]]
+            same = (schedules[left] == schedule) & (options[left] == option)
+            per_rank = stages_per_rank(str(schedule), str(option))
+            stages = lay_out(graph, int(degree), str(schedule), per_rank)
+            if stages is not None:
+                yield stages, left[same]
+            left = left[~same]

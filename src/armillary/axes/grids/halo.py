@@ -41,35 +41,6 @@ def neighbours(
     return found
 
 
-def add_rows(tensor: "Tensor", group: "ProcessGroup") -> "Tensor":
-    """`tensor` summed over the ranks of `group`; each rank's part takes the gradients of all."""
-    found: Tensor = _sum_function().apply(tensor, group)
-    return found
-
-
-@cache
-def _sum_function() -> Any:
-    import torch
-    import torch.distributed as dist
-
-    class Summed(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, tensor: Any, group: Any) -> Any:
-            ctx.group = group
-            summed = tensor.clone(memory_format=torch.contiguous_format)
-            dist.all_reduce(summed, group=group)
-            return summed
-
-        @staticmethod
-        @torch.autograd.function.once_differentiable
-        def backward(ctx: Any, gradient: Any) -> Any:
-            summed = gradient.clone(memory_format=torch.contiguous_format)
-            dist.all_reduce(summed, group=ctx.group)
-            return summed, None
-
-    return Summed
-
-
 @cache
 def _function() -> Any:
     """The differentiable exchange; made when first used, as torch is not imported before."""

@@ -10,7 +10,8 @@ from functools import partial
 from math import prod
 from typing import TYPE_CHECKING, Any
 
-from armillary.axes.grids.halo import add_rows, cut_of, entry, extended, joined, refuse, window_of
+from armillary.axes.grids.halo import cut_of, entry, extended, joined, refuse, window_of
+from armillary.axes.grids.norm import norm_over_rows
 from armillary.axes.stand_in import original, standing_in
 
 if TYPE_CHECKING:
@@ -294,13 +295,7 @@ def _norm_groups(
     if num_groups % shares:
         laid = [Replicate() if p.is_shard(1) else p for p in x.placements]
         x, shares = x.redistribute(mesh, laid), 1
-    group = mesh.get_group(cut[0])
-    grouped = x.to_local().unflatten(1, (num_groups // shares, -1))
-    dims = list(range(2, grouped.ndim))
-    count = prod(x.shape[1:]) // num_groups
-    centred = grouped - add_rows(grouped.sum(dims, keepdim=True), group) / count
-    variance = add_rows(centred.square().sum(dims, keepdim=True), group) / count
-    local = (centred * (variance + eps).rsqrt()).flatten(1, 2)
+    local = norm_over_rows(x.to_local(), num_groups // shares, eps, mesh.get_group(cut[0]))
     shape = [-1] + [1] * (x.ndim - 2)
     local = local if weight is None else local * _own_channels(weight, x).view(shape)
     local = local if bias is None else local + _own_channels(bias, x).view(shape)
@@ -316,7 +311,9 @@ def _own_channels(weight: Any, x: Any) -> "Tensor":
         Partial() if p.is_shard() and p.dim != 1 else here
         for p, here in zip(x.placements, wanted, strict=True)
     ]
-    own: Tensor = weight.redistribute(x.device_mesh, wanted).to_local(grad_placements=grads)
+    if list(weight.placements) != wanted:  # or its gradient would be summed at once
+        weight = weight.redistribute(x.device_mesh, wanted)
+    own: Tensor = weight.to_local(grad_placements=grads)
     return own
 
 

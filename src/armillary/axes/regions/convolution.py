@@ -7,13 +7,48 @@ the second.
 
 # Shapes: [B, C, ...] of B samples, C channels and the grid's dims; weights [C out, C in, ...]
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from armillary.axes.stand_in import original
+
+if TYPE_CHECKING:
+    from torch import nn
 
 CHANNELS = 1
 
 
+def pad_inside(part: "nn.Module", cut: Any) -> None:
+    """Have convolutions of `part` with a padding mode of their own pad what has entered a region.
+
+    The gradient of what enters is summed, and is smaller than that of what is padded.
+    """
+    from torch.nn.modules.conv import _ConvNd
+
+    for module in part.modules():
+        if isinstance(module, _ConvNd) and module.padding_mode != "zeros":
+            module.__dict__.setdefault("_conv_forward", partial(_convolve_padded, cut, module))
+
+
+def _convolve_padded(cut: Any, module: Any, x: Any, weight: Any, bias: Any) -> Any:
+    if not cut.is_cut(weight, 0):
+        return type(module)._conv_forward(module, x, weight, bias)
+    num_dims = weight.ndim - 2
+    sizes = module._reversed_padding_repeated_twice
+    pad = partial(original("pad"), pad=sizes, mode=module.padding_mode)
+    given = module.stride, (0,) * num_dims, module.dilation, module.groups
+    return _convolve(cut, original(f"conv{num_dims}d"), x, weight, bias, *given, padded=pad)
+
+
 def _convolve(
-    cut: Any, function: Any, x: Any, weight: Any, bias: Any = None, *args: Any, **kwargs: Any
+    cut: Any,
+    function: Any,
+    x: Any,
+    weight: Any,
+    bias: Any = None,
+    *args: Any,
+    padded: Callable[[Any], Any] = lambda local: local,
+    **kwargs: Any,
 ) -> Any:
     from torch.distributed.tensor import Partial, Shard
 
@@ -24,7 +59,7 @@ def _convolve(
         x = cut.entered(x)
         local = x.to_local(grad_placements=cut.placed(x, Partial()))
         weights = (cut.local_weight(w, x) for w in (weight, bias))
-        out = function(local, *weights, *args, **kwargs)
+        out = function(padded(local), *weights, *args, **kwargs)
         return cut.joined(out, x, cut.placed(x, Shard(CHANNELS)), _shape(out, x, len(weight)))
     if cut.is_cut(weight, 1):
         x = x if cut.is_cut(x, CHANNELS) else cut.laid(x, Shard(CHANNELS))

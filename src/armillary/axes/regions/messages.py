@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from armillary.axes.batch.times import num_reductions
+from armillary.axes.batch.routed import choice_bytes
+from armillary.axes.batch.summed import gradient_sums
+from armillary.axes.batch.times import rank_samples
 from armillary.spec import ModelGraph, Split
 from armillary.spec.layouts import Layouts
 
@@ -36,9 +38,9 @@ def edges(graph: ModelGraph, layouts: Layouts) -> Iterator[Message]:
 
     What a rank holds of the activations is that of its samples and positions.
     """
-    share = _activation_share(layouts)
+    share = rank_samples(layouts) / layouts.degree("sequence")
     cuts_norms = layouts.option("tensor.norms", "whole") == "cut"
-    keeps_words = layouts.option("tensor.loss", "whole") == "vocabulary"
+    stay_cut = keeps_words(layouts)
     for split in graph.splits:
         if split.kind == "tokens":
             size = np.full(layouts.num_layouts, float(split.parameter_bytes))
@@ -60,15 +62,38 @@ def edges(graph: ModelGraph, layouts: Layouts) -> Iterator[Message]:
                 split.path,
                 "all_gather_into_tensor",
                 exchanged,
-                calls * ~keeps_words,
+                calls * ~stay_cut,
                 "forward",
             )
             for part in (1.0, 2.0):  # the largest logit; the sum of powers, and the target's
                 size = part * exchanged / words
-                yield split.path, "all_reduce", size, calls * keeps_words, "forward"
+                yield split.path, "all_reduce", size, calls * stay_cut, "forward"
             continue
         for phase in ("forward", "backward"):
             yield split.path, "all_to_all_single", exchanged, calls, phase
+    yield from _of_all_tokens(graph, layouts)
+
+
+def _of_all_tokens(graph: ModelGraph, layouts: Layouts) -> Iterator[Message]:
+    """What is taken of all tokens where norms are cut, and a rank has a part of them."""
+    cut = layouts.option("tensor.norms", "whole") == "cut"
+    calls, samples = (layouts.degree(TENSOR) > 1) * cut * 1.0, rank_samples(layouts)
+    for added in graph.sums:
+        if not added.num_groups:
+            size = added.sample_bytes * samples
+            yield added.path, "all_reduce", size, calls * added.num_calls, "forward"
+    for routed in graph.routed:
+        size = choice_bytes(routed) * samples
+        yield routed.path, "all_gather_into_tensor", size, calls * routed.has_capacity, "forward"
+
+
+def keeps_words(layouts: Layouts) -> NDArray[np.bool_]:
+    """Where a loss takes logits that are cut by words: if asked to, and on a pipeline's last stage.
+
+    A stage hands its result to the loss before any hook of its module sees it.
+    """
+    in_pipeline = layouts.degree("pipeline") > 1
+    return (layouts.option("tensor.loss", "whole") == "vocabulary") | in_pipeline
 
 
 def _edge(path: str, size: Column, calls: Column, ends: bool, cuts_norms: Any) -> Iterator[Message]:
@@ -81,41 +106,23 @@ def _edge(path: str, size: Column, calls: Column, ends: bool, cuts_norms: Any) -
     yield path, "all_gather_into_tensor", size, calls * cuts_norms, other
 
 
-def _activation_share(layouts: Layouts) -> Column:
-    """The samples of one rank in a micro batch, times its share of each."""
-    from armillary.axes import discover
-
-    share = layouts.num_samples.astype(np.float64)
-    for name, axis in discover().items():
-        if axis.splits_batch or name == "sequence":
-            share = share / layouts.degree(name)
-    return share
-
-
 def summed_gradients(graph: ModelGraph, layouts: Layouts) -> Iterator[Message]:
     """Gradients of parameters that are whole while what they act on is cut: in one stream a step,
     or by FSDP2 one by one.
     """
-    from armillary.axes import discover
-
     degrees = layouts.degree(TENSOR)
-    summed = {s.path: s.parameter_bytes for s in graph.splits if s.kind == "summed"}
+    summed = {s.path: s for s in graph.splits if s.kind == "summed"}
+    num_summed = sum(graph.times(path) for path in summed)
+    summed_bytes = sum(float(s.parameter_bytes * graph.times(path)) for path, s in summed.items())
     apart = {s.path: s for s in graph.splits if s.kind != "summed" and s.parameter_bytes}
     cuts_norms = layouts.option("tensor.norms", "whole") == "cut"
-    is_apart = [is_cut(s, degrees) | (s.kind in STAYS_WHOLE) for s in apart.values()]
-    sizes = [
-        np.where(there, float(s.parameter_bytes), 0.0)
-        for there, s in zip(is_apart, apart.values(), strict=True)
-    ]
-    size = np.where(cuts_norms, graph.parameter_bytes - sum(sizes), float(sum(summed.values())))
-    number = np.where(
-        cuts_norms, graph.num_tensors - sum(t.astype(np.float64) for t in is_apart), len(summed)
-    )
-    by_fsdp = np.zeros(layouts.num_layouts, dtype=bool)
-    for name, axis in discover().items():
-        by_fsdp |= axis.splits_batch & (layouts.degree(name) > 1)
-    stages = layouts.degree("pipeline")
-    held = np.where(by_fsdp, number / stages, np.minimum(number, 1.0)) * (degrees > 1)
-    times = np.where(by_fsdp, held * num_reductions(layouts), held)
-    size = size / stages / np.where(held > 0, held, 1.0)
-    yield "", "all_reduce", size, times, "backward"
+    left_bytes = np.full(len(degrees), float(graph.parameter_bytes))
+    left = np.full(len(degrees), float(graph.num_tensors))
+    for split in apart.values():
+        is_apart = is_cut(split, degrees) | (split.kind in STAYS_WHOLE)
+        left_bytes -= is_apart * float(split.parameter_bytes * graph.times(split.path))
+        left -= is_apart * float(graph.times(split.path))
+    size = np.where(cuts_norms, left_bytes, summed_bytes)
+    number = np.where(cuts_norms, left, num_summed)
+    for one, times in gradient_sums(graph, layouts, size, number, cuts_norms):
+        yield "", "all_reduce", one, times * (degrees > 1), "backward"

@@ -1,12 +1,19 @@
 """Which blocks of a chain make a stage of a pipeline, and which rank holds it."""
 
+# Shapes: E ends of a run of blocks, places where a part may end
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+from numpy.typing import NDArray
 
 from armillary.spec import ModelGraph
 
 V_SHAPED = ("zbv", "dualpipev")
 ONE_STAGE = ("1f1b", "gpipe")
+IMPOSSIBLE = np.iinfo(np.int64).max  # dearer than any run of blocks
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,7 +37,7 @@ class Stages:
 
     def of_region(self, region: int) -> int:
         """The stage that computes what lies behind `region` blocks of the chain."""
-        return next(s for s in range(self.num_stages) if region <= self.bounds[s + 1])
+        return min(bisect_left(self.bounds, region, lo=1), self.num_stages) - 1
 
     def holders(self, regions: Sequence[int]) -> list[int]:
         """The stages that use a parameter of these regions, in order."""
@@ -46,12 +53,19 @@ def stages_per_rank(schedule: str, option: str) -> int:
 
 def lay_out(graph: ModelGraph, degree: int, schedule: str, per_rank: int) -> Stages | None:
     """The stages of `graph` on `degree` ranks, balanced; None if it cannot be cut so often."""
-    num_stages = degree * per_rank
-    bounds = divide(costs(graph), cuts(graph), num_stages)
+    is_v_shaped = schedule in V_SHAPED
+    return _laid_out(tuple(costs(graph)), tuple(cuts(graph)), degree, per_rank, is_v_shaped)
+
+
+@cache
+def _laid_out(
+    costs: tuple[int, ...], cuts: tuple[int, ...], degree: int, per_rank: int, is_v_shaped: bool
+) -> Stages | None:
+    bounds = divide(costs, cuts, degree * per_rank)
     if bounds is None:
         return None
     rounds = [list(range(degree)) for _ in range(per_rank)]
-    if schedule in V_SHAPED:
+    if is_v_shaped:
         rounds = [ranks[::-1] if i % 2 else ranks for i, ranks in enumerate(rounds)]
     return Stages(bounds=bounds, ranks=tuple(rank for ranks in rounds for rank in ranks))
 
@@ -82,25 +96,59 @@ def divide(costs: Sequence[int], cuts: Sequence[int], num_parts: int) -> tuple[i
         >>> divide([1, 1, 1, 3], [1, 2, 3], 2)
         (0, 3, 4)
     """
-    ends = [*cuts, len(costs)]
-    totals = [0]
-    for cost in costs:
-        totals.append(totals[-1] + cost)
-    best: dict[int, tuple[int, tuple[int, ...]]] = {end: (totals[end], (0, end)) for end in ends}
-    for _ in range(num_parts - 1):
-        longer = {}
-        for end in ends:
-            options = [
-                (max(dearest, totals[end] - totals[start]), bounds)
-                for start, (dearest, bounds) in best.items()
-                if start < end
-            ]
-            if options:
-                dearest, bounds = min(options, key=lambda option: (option[0], _negated(option[1])))
-                longer[end] = dearest, (*bounds, end)
-        best = longer
-    return best[len(costs)][1] if len(costs) in best else None
+    return _divided(tuple(costs), tuple(cuts), num_parts) if num_parts <= len(cuts) + 1 else None
 
 
-def _negated(bounds: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(-bound for bound in bounds)
+@cache
+def _divided(
+    costs: tuple[int, ...], cuts: tuple[int, ...], num_parts: int
+) -> tuple[int, ...] | None:
+    """`divide`, from the division into one part less.
+
+    Of every end it is known where the last part but one ends, how dear the dearest part is, and how
+    the bounds rank among those of the other ends: 0 for those whose cuts come latest.
+    """
+    steps = _Steps.of(costs, cuts)
+    while len(steps.starts) < num_parts:
+        steps.lengthen()
+    end, bounds = len(steps.ends) - 1, [len(costs)]
+    if steps.dearest[num_parts - 1][end] == IMPOSSIBLE:
+        return None
+    for starts in reversed(steps.starts[1:num_parts]):
+        end = int(starts[end])
+        bounds.append(int(steps.ends[end]))
+    return (0, *reversed(bounds))
+
+
+@dataclass(slots=True)
+class _Steps:
+    """Divisions of all runs that begin the costs, into one part, two, and so on: E ends."""
+
+    ends: NDArray[np.int64]
+    totals: NDArray[np.int64]
+    starts: list[NDArray[np.int64]]
+    dearest: list[NDArray[np.int64]]
+    ranks: NDArray[np.int64]
+
+    @staticmethod
+    @cache
+    def of(costs: tuple[int, ...], cuts: tuple[int, ...]) -> "_Steps":
+        """The divisions into one part."""
+        ends = np.array([*cuts, len(costs)], dtype=np.int64)
+        totals = np.cumsum([0, *costs], dtype=np.int64)[ends]
+        order = np.arange(len(ends))[::-1]  # (0, end): a later end comes first
+        return _Steps(ends, totals, [np.zeros_like(ends)], [totals], order)
+
+    def lengthen(self) -> None:
+        """Add the divisions into one part more."""
+        last_EE = self.totals[None, :] - self.totals[:, None]
+        whole_EE = np.maximum(self.dearest[-1][:, None], last_EE)
+        whole_EE[self.ends[:, None] >= self.ends[None, :]] = IMPOSSIBLE
+        least_E = whole_EE.min(axis=0)
+        best_EE = np.where(whole_EE == least_E, self.ranks[:, None], len(self.ends))
+        starts_E = best_EE.argmin(axis=0)
+        order = np.lexsort((-self.ends, self.ranks[starts_E]))
+        self.ranks = np.empty_like(order)
+        self.ranks[order] = np.arange(len(order))
+        self.starts.append(starts_E)
+        self.dearest.append(least_E)

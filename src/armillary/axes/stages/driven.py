@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 COPIES = "_armillary_copies"
+"""On a parameter: how many ranks of the pipeline hold it, where it is more than one."""
 PLAIN = (bool, int, float, str, type(None))
 FEW = {"1f1b": "gpipe", "dualpipev": "zbv"}
 UNEVEN = {"interleaved_1f1b": "looped_bfs", "interleaved_zero_bubble": "looped_bfs"}

@@ -173,6 +173,7 @@ def _attend(part: Part, path: str, sizes: Heads, *, kept: int, width: int = 0) -
             is_causal=sizes.causal,
             query_bytes=query,
             key_bytes=key,
+            value_bytes=value,
         )
     )
 

@@ -93,6 +93,8 @@ def routed(part: Part, path: str, hidden: int, choice: Choice, *, ends: bool = F
             num_chosen=choice.chosen,
             parameter_bytes=_expert_entries(hidden, choice) * part.element_bytes,
             token_bytes=part.size(hidden),
+            num_tokens=part.tokens,
+            num_tensors=len(shapes) + 1,
         )
     )
     part.unsplit[f"{path}.router"] = "what it puts out is mixed by softmax along its units"

@@ -20,6 +20,7 @@ from armillary.train.report.charts import (
     wheel_of,
 )
 from armillary.train.report.figures import read_figures
+from armillary.train.report.planned import planned_rows
 from armillary.train.report.reading import Record, number, read_run, sources, table
 from armillary.train.report.rivals import comparison_tables
 from armillary.train.report.summary import jsonable, summarise
@@ -63,6 +64,7 @@ def write_report(run_folder: Path) -> Path:
         tiles=_tiles(short, record),
         learning=learning,
         speed=speed,
+        plan=planned_rows(record),
         shares=_shares(short),
         comparison=table(record.comparison),
         metrics=comparison_tables(record),

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from armillary.train.report import words
+from armillary.train.report.planned import planned
 from armillary.train.report.reading import LIVE_S, Record, number, read_run, table
 
 SMALLER = ("loss", "mae", "rmse", "mse", "error", "brier", "crps", "nll", "perplexity", "fpr")
@@ -73,6 +74,7 @@ def summarise(record: Record) -> dict[str, Any]:
             {key: event.get(key) for key in ("step", "time_s", "what", "message")}
             for event in record.events
         ],
+        "plan": planned(record),
         "num_torn_lines": record.num_torn_lines,
     }
     plain: dict[str, Any] = jsonable(found)

@@ -5,24 +5,10 @@ from __future__ import annotations
 import math
 from typing import Any
 
-MINUS = "−"
-
-
-def short(value: Any, digits: int = 3) -> str:
-    """`value` to `digits` significant digits, a dash for what is not a finite number."""
-    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
-        return "–"
-    if value == 0:
-        return "0"
-    size = math.floor(math.log10(abs(value)))
-    if size < -4 or size >= 7:
-        text = f"{value:.{digits - 1}e}".replace("e-0", "e-").replace("e+0", "e")
-    elif size >= digits:
-        text = f"{value:,.0f}"
-    else:
-        text = f"{value:,.{max(0, digits - 1 - size)}f}"
-        text = text.rstrip("0").rstrip(".") if isinstance(value, int) else text
-    return text.replace("-", MINUS)
+from armillary.spec.quantities import MINUS as MINUS
+from armillary.spec.quantities import duration as duration
+from armillary.spec.quantities import short as short
+from armillary.spec.quantities import size as size
 
 
 def interval(value: Any, low: Any, high: Any) -> str:
@@ -40,28 +26,6 @@ def decimals(width: float, value: float) -> int:
     """Decimals that show two digits of `width`."""
     scale = width if width > 0 else abs(value)
     return 2 if scale <= 0 else min(8, max(0, 1 - math.floor(math.log10(scale))))
-
-
-def duration(seconds: Any) -> str:
-    """`3 h 04 min`, `4 min 10 s`, `9.2 s`."""
-    if not isinstance(seconds, int | float) or not math.isfinite(seconds):
-        return "–"
-    if seconds < 60:
-        return f"{short(float(seconds), 2)} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest:02d} s"
-    return f"{minutes // 60} h {minutes % 60:02d} min"
-
-
-def size(num_bytes: Any) -> str:
-    """Binary units: `1.5 MiB`."""
-    if not isinstance(num_bytes, int | float) or not math.isfinite(num_bytes):
-        return "–"
-    value, units = float(num_bytes), ["B", "KiB", "MiB", "GiB", "TiB", "PiB"]
-    while abs(value) >= 1024 and len(units) > 1:
-        value, units = value / 1024, units[1:]
-    return f"{short(value)} {units[0]}"
 
 
 def listing(parts: list[str]) -> str:

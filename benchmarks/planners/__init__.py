@@ -1,0 +1,1 @@
+"""Armillary's `plan` beside other planners: `python -m benchmarks.planners` prints the table."""

@@ -1,0 +1,1 @@
+"""Which layout a model should have on a machine: enumerate, refuse, price, rank."""

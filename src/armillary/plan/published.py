@@ -1,0 +1,306 @@
+"""A published run as a plan sees it: its model's graph, machine, software and layout."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache
+
+import numpy as np
+
+from armillary import machines
+from armillary.axes import discover
+from armillary.models import families, references
+from armillary.plan import software as programs
+from armillary.plan.grid import Grid
+from armillary.plan.runs import Run
+from armillary.plan.software import Software
+from armillary.spec import Layout, Machine, ModelGraph, SpecError
+
+PRECISIONS = {
+    "fp16": "float16",
+    "bf16": "bfloat16",
+    "fp8": "float8",
+    "fp4": "float4",
+    "tf32": "tf32",
+    "fp32": "float32",
+}
+SCHEDULES = {
+    "": "1f1b",
+    "1f1b": "1f1b",
+    "gpipe": "gpipe",
+    "1f1b-interleaved": "interleaved_1f1b",
+    "zb-1p": "interleaved_zero_bubble",
+    "zb-2p": "zb_h2",
+    "v-half": "v_half",
+    "dualpipe": "dualpipev",
+}
+"""Our schedules for the words of the tables."""
+USUAL_VOCAB = 51200
+UNEVEN, UNEVEN_SPREAD = r"gnmt|jasper|tacotron", 0.093
+"""Models that learn from samples of unlike lengths, and by how much a replica's time varies then.
+
+Source: fitted to these on 4 to 16 devices of DeepLearningExamples.
+"""
+HEAD_DIMS = (("qwen3", 128), ("gpt ?oss", 64))
+"""Widths of a head that are not hidden / heads, by model: the published configuration files."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Subject:
+    """What `price` takes for a run, and what was assumed where the row says nothing."""
+
+    run: Run
+    graph: ModelGraph
+    machine: Machine
+    software: Software
+    grid: Grid
+    global_batch_size: int
+    assumed: tuple[str, ...] = ()
+
+
+def subject(run: Run) -> Subject:
+    """The plan's view of a run.
+
+    Raises: `SpecError` or `ValueError` where the row lacks what a plan needs, or does not fit.
+    """
+    assumed: list[str] = []
+    if run.tensor > 1 and run.kind == "cnn":
+        raise ValueError("the run cuts convolutions by channels, which no axis of ours does")
+    program = software_of(run)
+    data = _data(run)
+    micro = _micro_batch(run, data, assumed)
+    stages = max(run.pipeline, 1) * max(run.stages_per_rank, 1)
+    if "redis" in run.id or run.layers % stages:
+        program = replace(program, balances_stages=True)
+    if run.layers % stages and (run.layers + 2) % stages == 0:
+        program = replace(program, counts_ends=True)
+    if re.search("LoRA", run.notes[:60] + run.model):
+        program = replace(program, trains_weights=False)
+    if re.search(UNEVEN, run.model.lower()):
+        program = replace(program, spread=UNEVEN_SPREAD)
+    return Subject(
+        run=run,
+        graph=_own_norms(graph_of(run, program)),
+        machine=machine_of(run),
+        software=program,
+        grid=_grid(run, program, data, micro),
+        global_batch_size=run.global_batch_size,
+        assumed=tuple(assumed),
+    )
+
+
+def software_of(run: Run) -> Software:
+    """The generation of software of a run: as the row says, or as its source ran."""
+    words = " | ".join((run.source_group, run.id, run.source, run.kind))
+    return programs.of_source(run.software, words, run.year)
+
+
+def machine_of(run: Run) -> Machine:
+    """The machine of a run, as wide as the run.
+
+    Raises: `SpecError` on a device that we have not.
+    """
+    per_node = run.gpus_per_node or min(run.num_devices, 8)
+    found = machines.for_run(run.gpu, per_node, run.machine, run.num_devices)
+    inner = found.levels[0] if found.levels else None
+    if inner is None or inner.num_ranks <= 8 or run.num_devices <= inner.num_ranks:
+        return found
+    # racks of a number that does not divide the run's are taken evenly filled
+    racks = -(-run.num_devices // inner.num_ranks)
+    filled = replace(inner, num_ranks=-(-run.num_devices // racks))
+    return replace(found, levels=(filled, *found.levels[1:]))
+
+
+def _data(run: Run) -> int:
+    """The ranks that split the batch."""
+    if run.num_devices < 1:
+        raise ValueError("n_gpus is not given")
+    inner = max(run.tensor, 1) * max(run.pipeline, 1) * max(run.sequence, 1)
+    if run.data and run.data * inner == run.num_devices:
+        return run.data
+    if run.num_devices % inner:
+        raise ValueError(f"{run.num_devices} devices are not cut evenly by tp x pp x cp = {inner}")
+    return run.num_devices // inner
+
+
+def _micro_batch(run: Run, data: int, assumed: list[str]) -> int:
+    if not run.global_batch_size:
+        raise ValueError("global_batch is not given")
+    if run.global_batch_size % data:
+        raise ValueError(f"global_batch {run.global_batch_size} is not cut evenly by dp = {data}")
+    if run.micro_batch_size:
+        return min(run.micro_batch_size, run.global_batch_size // data)
+    if run.pipeline > 1 or run.tensor > 1:
+        assumed.append("micro batch 1")
+        return 1
+    assumed.append("no gradient accumulation")
+    return run.global_batch_size // data
+
+
+# ------------------------------------------------------------------------------------------ model
+def graph_of(run: Run, program: Software) -> ModelGraph:
+    """The graph of a run's model: of a family by its sizes, or a stored one.
+
+    Raises: `SpecError` on sizes that do not fit, `ValueError` where none is known.
+    """
+    sized = bool(run.layers and run.hidden and run.seq)
+    if run.kind in ("cnn", "rnn", "other", "") or not sized:
+        found = references.for_row(run.model, run.kind, run.seq)
+        if found is None:
+            raise ValueError(f"no stored graph of {run.model!r}, and sizes are not given")
+        return found
+    return _family(_words(run, program))
+
+
+_NORMS: dict[int, tuple[ModelGraph, ModelGraph]] = {}
+
+
+def _own_norms(graph: ModelGraph) -> ModelGraph:
+    """The graph of a program that norms over the samples of each rank alone."""
+    if not graph.batch_norms:
+        return graph
+    found = _NORMS.setdefault(id(graph), (graph, replace(graph, batch_norms={})))
+    return found[1]
+
+
+@cache
+def _family(words: str) -> ModelGraph:
+    return families.parse(words)
+
+
+def _words(run: Run, program: Software) -> str:
+    """The family and its sizes in words."""
+    heads = run.heads or _heads(run)
+    sizes: dict[str, object] = {
+        "layers": run.layers,
+        "hidden": run.hidden,
+        "heads": heads,
+        "seq": run.seq,
+        "vocab": run.vocab or USUAL_VOCAB,
+        "ffn": run.ffn or 4 * run.hidden,
+    }
+    name = run.model.lower()
+    if "bert" in name:
+        fused = str(program.has_fused_attention).lower()
+        return _said("bert", sizes | {"fused": fused, "dropout": program.dropout})
+    sizes["kv_heads"] = run.kv_heads or heads
+    head_dim = next((d for pattern, d in HEAD_DIMS if re.search(pattern, name)), 0)
+    if head_dim:
+        sizes["head_dim"] = head_dim
+    if run.kind == "moe":
+        return _routed(run, sizes, program)
+    if _is_gated(run, sizes):
+        return _said("llama", sizes)
+    if "mpt" in name:
+        sizes |= {"bias": "false", "positions": "none"}
+    fused = str(program.has_fused_attention).lower()
+    return _said("gpt", sizes | {"fused": fused, "dropout": program.dropout})
+
+
+def _heads(run: Run) -> int:
+    """Heads of a usual width that the tensor axis shares evenly."""
+    usual = (run.hidden // width for width in (128, 96, 64, 80) if run.hidden % width == 0)
+    return next((h for h in usual if h % max(run.tensor, 1) == 0), max(1, run.hidden // 128))
+
+
+def _said(family: str, sizes: dict[str, object]) -> str:
+    return f"{family}:" + ",".join(f"{name}={value}" for name, value in sizes.items())
+
+
+def _is_gated(run: Run, sizes: dict[str, object]) -> bool:
+    """Whether feed-forwards have three matrices: the count of parameters says, or the name."""
+    if re.search(r"lama|internlm|agpt|mistral|qwen|falcon-?h", run.model.lower()):
+        return True
+    if not run.num_parameters:
+        return False
+    head = run.hidden // int(str(sizes["heads"]))
+    attention = run.hidden * head * 2 * (int(str(sizes["heads"])) + int(str(sizes["kv_heads"])))
+    words = run.hidden * (run.vocab or USUAL_VOCAB)
+
+    def misses(matrices: int) -> float:
+        blocks = run.layers * (attention + matrices * run.hidden * int(str(sizes["ffn"])))
+        return min(abs(blocks + times * words - run.num_parameters) for times in (1, 2))
+
+    return misses(3) < misses(2)
+
+
+def _routed(run: Run, sizes: dict[str, object], program: Software) -> str:
+    """Families of experts, whose sizes stand in the notes."""
+
+    def told(pattern: str, otherwise: int) -> int:
+        found = re.search(pattern, run.notes)
+        return int(found.group(1)) if found else otherwise
+
+    named = re.search(r"-E(\d+)\b", run.model)
+    experts = int(named.group(1)) if named else told(r"(\d+) (?:routed )?experts", 0)
+    if not experts:
+        raise ValueError(f"the notes of {run.model!r} do not say how many experts there are")
+    chosen = told(r"top-(\d+)", 2)
+    if "GShard" in run.model:
+        words = {"experts": experts, "chosen": chosen, "fused": "false"}
+        return _said("gpt", sizes | words | {"dropout": program.dropout})
+    inner = told(r"(?:moe_ffn|expert ffn) (\d+)", run.ffn)
+    if "MLA" in run.notes:
+        own = {"experts": experts, "chosen": chosen, "expert_ffn": inner}
+        own |= {"shared": told(r"\+ (\d+) shared", 1), "dense": told(r"first (\d+) layers", 1)}
+        return _said("deepseek", {k: v for k, v in sizes.items() if k != "kv_heads"} | own)
+    own = {"experts": experts, "chosen": chosen, "expert_ffn": inner}
+    return _said("moe", {k: v for k, v in sizes.items() if k != "ffn"} | own)
+
+
+# ----------------------------------------------------------------------------------------- layout
+def _grid(run: Run, program: Software, data: int, micro: int) -> Grid:
+    """The run's layout, alone in a grid, with the ranks numbered as Megatron does."""
+    expert = _largest(lambda e: data % e == 0, run.expert) if run.kind == "moe" else 1
+    left = data // expert
+    zero = run.zero if run.zero >= 0 else program.zero
+    zero = 2 if "ZeRO-2-like" in run.notes else zero
+    shards = left if zero > 0 else 1
+    if "HSDP (" in run.notes or "groups of 8" in run.notes or "8 groups" in run.notes:
+        shards = _largest(lambda n: left % n == 0, 8)
+    words = (
+        f"pipeline={max(run.pipeline, 1)},data={left // shards},expert={expert},sharded={shards},"
+        f"sequence={max(run.sequence, 1)},tensor={max(run.tensor, 1)}"
+    )
+    degrees = Layout.parse(words).degrees
+    axes = tuple(discover())
+    schedule = SCHEDULES.get(run.schedule, "1f1b") if run.pipeline > 1 else "1f1b"
+    per_rank = max(run.stages_per_rank, 1)
+    if schedule == "interleaved_1f1b" and run.layers:
+        per_rank = max(1, min(per_rank, (run.layers + 2) // max(run.pipeline, 1)))
+        schedule = schedule if per_rank > 1 else "1f1b"
+    stages = {"interleaved_1f1b": str(per_rank), "v_half": "2", "zbv": "2", "dualpipev": "2"}
+    return Grid(
+        degrees={a: np.array([degrees.get(a, 1)], dtype=np.int64) for a in axes},
+        orders=((*(a for a in axes if a not in degrees), *degrees),),
+        order=np.zeros(1, dtype=np.int64),
+        micro_batch_sizes=np.array([micro], dtype=np.int64),
+        schedules=((schedule, stages.get(schedule, "1")),),
+        recomputes=(run.recompute or "none",),
+        zeros=(str(max(zero, 1)),),
+        regions=(("cut" if run.cuts_norms else "whole", program.loss),),
+        precisions=(_precision(run),),
+    )
+
+
+def _largest(fits: Callable[[int], bool], most: int) -> int:
+    """The largest number up to `most` that `fits`."""
+    return next(n for n in range(max(most, 1), 0, -1) if fits(n))
+
+
+def _precision(run: Run) -> str:
+    found = PRECISIONS.get(run.precision, "")
+    if "Trainium" in run.gpu and found == "float32":
+        found = "tf32"  # the compiler's --auto-cast, on where nobody says otherwise
+    if not found:
+        found = "bfloat16" if run.precision else "float16"
+        if not run.precision and re.search("tensorflow|_tf|-tf", run.id):
+            found = "float32"
+    device = machines.find_device(run.gpu).device
+    other = {"float16": "bfloat16", "bfloat16": "float16", "tf32": "float32"}
+    if device.peak_flops_per_s.get(found, 0.0) <= 0 and found in other:
+        return other[found]
+    return found
+
+
+__all__ = ["SpecError", "Subject", "graph_of", "machine_of", "software_of", "subject"]

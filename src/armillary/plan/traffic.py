@@ -1,0 +1,124 @@
+"""What the axes send in a step, over a grid: `traffic` on as few layouts as it depends on."""
+
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from math import prod
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from armillary.axes import Axis, Transfer
+from armillary.plan.grid import DIMS, Column, Grid
+from armillary.spec import ModelGraph
+from armillary.spec.layouts import Layouts
+
+DIM_OF = {
+    "num_samples": "micro_batch_size",
+    "num_micro_batches": "micro_batch_size",
+    "pipeline.schedule": "schedule",
+    "pipeline.stages_per_rank": "schedule",
+    "recompute": "recompute",
+    "sharded.zero": "zero",
+    "tensor.norms": "region",
+    "tensor.loss": "region",
+    "sequence.attention": "attention",
+}
+"""The dim of a grid along which each column of a table of layouts differs, beside the degrees."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """A transfer, its bytes, how often in a step, beside how many micro batches; all broadcast.
+
+    It stands for all those of its axis that are alike.
+    """
+
+    transfer: Transfer
+    bytes: Column
+    per_step: Column
+    rounds: Column
+
+
+class _Watched:
+    """A table of layouts that notes which of its columns are read."""
+
+    def __init__(self, table: Layouts) -> None:
+        self._table = table
+        self.read: set[str] = set()
+
+    def __getattr__(self, name: str) -> Any:
+        self.read |= set(DIM_OF) if name == "options" else {name}
+        return getattr(self._table, name)
+
+    def option(self, name: str, default: str) -> NDArray[np.str_]:
+        self.read.add(name)
+        return self._table.option(name, default)
+
+
+def sent_along(axis: Axis, graph: ModelGraph, grid: Grid, batch: int) -> Iterator[Sent]:
+    """The transfers of an axis, those that are alike as one, on as few dims as each depends on.
+
+    `graph` is folded. Where ranks lie is nothing to what they send, so rows of equal degrees are
+    asked about once.
+    """
+    columns = np.stack([np.asarray(column) for column in grid.degrees.values()])
+    _, first, of_row = np.unique(columns, axis=1, return_index=True, return_inverse=True)
+    of_row = of_row.ravel()
+    told, shape = _tell(axis, graph, grid.rows(first), batch)
+    alike: dict[Any, list[Sent]] = defaultdict(list)
+    for one in told:
+        if one.per_step.any():
+            count = one.per_step * float(graph.times(one.path))
+            rounds = np.asarray(one.rounds, dtype=np.float64)
+            found = Sent(one, *(_narrow(values, shape) for values in (one.bytes, count, rounds)))
+            size = found.bytes
+            where = (one.collective, one.group, one.hidden_behind, one.carries)
+            key = (where, size.shape, size.tobytes(), found.rounds.tobytes())
+            alike[key].append(found)
+    for members in alike.values():
+        count = sum((one.per_step for one in members[1:]), members[0].per_step)
+        yield replace(
+            members[0],
+            bytes=_rows(members[0].bytes, of_row),
+            per_step=_rows(count, of_row),
+            rounds=_rows(members[0].rounds, of_row),
+        )
+
+
+def _tell(
+    axis: Axis, graph: ModelGraph, grid: Grid, batch: int
+) -> tuple[list[Transfer], tuple[int, ...]]:
+    """What `axis` tells of a table along the dims whose columns it reads, and the table's shape.
+
+    Those are found by asking: along a dim that was not read all layouts are told the same.
+    """
+    dims = {"degrees"}
+    while True:
+        table, shape = grid.table([d for d in DIMS if d in dims], batch)
+        watched = _Watched(table)
+        told = axis.traffic(graph, cast(Layouts, watched))
+        read = {DIM_OF[name] for name in watched.read if name in DIM_OF}
+        missing = {d for d in read - dims if grid.shape[DIMS.index(d)] > 1}
+        if not missing:
+            return list(told), shape
+        dims |= missing
+
+
+def _narrow(values: NDArray[Any], shape: tuple[int, ...]) -> Column:
+    """`values` of a table of this shape, with one entry along every dim that they are equal along.
+
+    The rows stay.
+    """
+    found = np.broadcast_to(values, prod(shape)).reshape(shape)
+    for dim in range(1, len(shape)):
+        if shape[dim] > 1:
+            first = found.take([0], axis=dim)
+            if (found == first).all():
+                found = first
+    return np.asarray(found, dtype=np.float64)
+
+
+def _rows(values: Column, of_row: NDArray[np.intp]) -> Column:
+    return values[of_row] if values.shape[0] > 1 else values

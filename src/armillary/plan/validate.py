@@ -1,0 +1,274 @@
+"""Predictions beside measured runs: errors by source and kind, memory, what fits, and ranks."""
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from armillary.plan.price import price
+from armillary.plan.published import Subject, subject
+from armillary.plan.runs import Run, Skipped, read_runs
+from armillary.spec import SpecError
+
+LEAST_RANKED = 3
+"""Layouts of one model on one machine from which on their order is compared."""
+GIB = 2**30
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Compared:
+    """A run and what the plan says of it; nan where the row, or the plan, has no such number."""
+
+    run: Run
+    step_s: float
+    memory_bytes: float
+    room_bytes: float
+    assumed: tuple[str, ...]
+
+    @property
+    def step_error(self) -> float:
+        """Ours / theirs - 1 of the seconds of a step."""
+        return self.step_s / self.run.step_s - 1.0 if self.run.step_s else np.nan
+
+    @property
+    def memory_error(self) -> float:
+        """Ours / theirs - 1 of the bytes of a rank, where the run had room."""
+        is_known = self.run.memory_bytes and self.run.outcome == "ok"
+        return self.memory_bytes / self.run.memory_bytes - 1.0 if is_known else np.nan
+
+    @property
+    def fits(self) -> bool:
+        """Whether the plan says that the run has room."""
+        return self.memory_bytes <= self.room_bytes
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Errors:
+    """Absolute relative errors of some rows; nan of none. `weighted` counts every source once."""
+
+    num_rows: int
+    median: float
+    ninetieth: float
+    mean: float
+    bias: float
+
+    @classmethod
+    def of(cls, errors: Sequence[float], weights: Sequence[float] | None = None) -> "Errors":
+        """The quantiles of |error|, by weight, and the median of the errors themselves."""
+        found = np.asarray(errors, np.float64)
+        if not found.size:
+            return cls(num_rows=0, median=np.nan, ninetieth=np.nan, mean=np.nan, bias=np.nan)
+        weight = np.ones_like(found) if weights is None else np.asarray(weights, np.float64)
+        absolute = np.abs(found)
+        return cls(
+            num_rows=len(found),
+            median=_quantile(absolute, weight, 0.5),
+            ninetieth=_quantile(absolute, weight, 0.9),
+            mean=float(np.average(absolute, weights=weight)),
+            bias=_quantile(found, weight, 0.5),
+        )
+
+
+def _quantile(values: Any, weights: Any, share: float) -> float:
+    order = np.argsort(values)
+    reached = np.cumsum(weights[order]) / np.sum(weights)
+    return float(values[order][min(np.searchsorted(reached, share - 1e-9), len(values) - 1)])
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ranked:
+    """Layouts of one model, batch and number of devices: how well ours orders theirs.
+
+    `regret` is what our first choice takes longer than the fastest, `tau` Kendall's.
+    """
+
+    what: str
+    num_layouts: int
+    regret: float
+    tau: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Validation:
+    """All compared runs of a file, and the rows that could not be."""
+
+    compared: tuple[Compared, ...]
+    skipped: tuple[Skipped, ...]
+    quality: str
+
+    def errors(self, value: Callable[[Compared], float], kinds: Sequence[str] = ()) -> Errors:
+        """Errors over all sources, each weighing the same; of some kinds of model, or all."""
+        rows = [c for c in self.compared if not kinds or c.run.kind in kinds]
+        rows = [c for c in rows if np.isfinite(value(c))]
+        number = Counter(c.run.source_group for c in rows)
+        return Errors.of([value(c) for c in rows], [1 / number[c.run.source_group] for c in rows])
+
+    def by_group(self, value: Callable[[Compared], float]) -> dict[tuple[str, str], Errors]:
+        """Errors of each source and kind of model."""
+        groups: dict[tuple[str, str], list[float]] = defaultdict(list)
+        for one in self.compared:
+            if np.isfinite(value(one)):
+                groups[one.run.source_group, one.run.kind].append(value(one))
+        return {key: Errors.of(found) for key, found in sorted(groups.items())}
+
+    @property
+    def told_rightly(self) -> tuple[int, int]:
+        """Of how many runs it is said rightly whether they fit, of how many."""
+        rows = [c for c in self.compared if c.run.outcome == "oom" or c.run.step_s]
+        rows = [c for c in rows if np.isfinite(c.memory_bytes)]
+        return sum(c.fits == (c.run.outcome != "oom") for c in rows), len(rows)
+
+    @property
+    def ranked(self) -> tuple[Ranked, ...]:
+        """Every set of layouts that is published of one model on one machine."""
+        sets: dict[Hashable, list[Compared]] = defaultdict(list)
+        for one in self.compared:
+            if np.isfinite(one.step_error):
+                sets[_same_task(one.run)].append(one)
+        found = (_ranked(str(key), rows) for key, rows in sets.items())
+        return tuple(one for one in found if one is not None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same for programs: rows with theirs and ours, and the sums over them."""
+        right, number = self.told_rightly
+        return {
+            "quality": self.quality,
+            "step": _told(self.errors(lambda c: c.step_error)),
+            "memory": _told(self.errors(lambda c: c.memory_error)),
+            "fits": {"right": right, "of": number},
+            "ranks": [
+                {"of": r.what, "layouts": r.num_layouts, "regret": r.regret, "tau": r.tau}
+                for r in self.ranked
+            ],
+            "rows": [
+                {
+                    "id": c.run.id,
+                    "source": c.run.source_group,
+                    "kind": c.run.kind,
+                    "theirs_step_s": c.run.step_s or None,
+                    "ours_step_s": _or_none(c.step_s),
+                    "theirs_memory_bytes": c.run.memory_bytes or None,
+                    "ours_memory_bytes": _or_none(c.memory_bytes),
+                    "assumed": list(c.assumed),
+                }
+                for c in self.compared
+            ],
+            "skipped": [{"id": s.id, "why": s.why} for s in self.skipped],
+        }
+
+    def table(self) -> str:
+        """All of it in words, for a terminal."""
+        from armillary.plan.validation import told
+
+        return told(self)
+
+
+def validate(path: Path, *, quality: str = "A") -> Validation:
+    """Every run of the CSV file `path` whose quality is among `quality`, predicted.
+
+    Rows without a quality count as A. A row that cannot be priced is named among the skipped.
+
+    Raises: `SpecError` if the file is no table of runs.
+    """
+    runs, skipped = read_runs(path)
+    compared: list[Compared] = []
+    for run in runs:
+        if (run.quality or "A") not in quality:
+            continue
+        if not run.step_s and not run.memory_bytes and run.outcome != "oom":
+            skipped.append(Skipped(id=run.id, why="neither a step time nor memory was measured"))
+            continue
+        try:
+            compared.append(compare(subject(run)))
+        except (SpecError, ValueError) as error:
+            skipped.append(Skipped(id=run.id, why=_why(error)))
+    return Validation(compared=tuple(compared), skipped=tuple(skipped), quality=quality)
+
+
+def compare(what: Subject) -> Compared:
+    """A run beside what the plan says of it.
+
+    Raises: `SpecError` if its layout cannot be priced.
+    """
+    priced = price(
+        what.graph, what.machine, what.software, what.grid, global_batch_size=what.global_batch_size
+    )
+    step_s = float(priced.step_s.ravel()[0])
+    if not np.isfinite(step_s):
+        code = int(np.ravel(priced.refused)[0])
+        if code:
+            raise priced.reasons[code - 1]
+        raise ValueError("the plan has no time for it")
+    return Compared(
+        run=what.run,
+        step_s=step_s,
+        memory_bytes=float(priced.memory_bytes.ravel()[0]),
+        room_bytes=float(what.machine.device.memory_bytes),
+        assumed=what.assumed,
+    )
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, SpecError):
+        return f"{error.where}: {error.found} ({error.rule})"
+    return str(error)
+
+
+def _same_task(run: Run) -> Hashable:
+    """What two runs share whose layouts may be compared."""
+    sizes = (run.layers, run.hidden, run.heads, run.seq, run.vocab)
+    return (
+        run.source_group,
+        run.model,
+        sizes,
+        run.global_batch_size,
+        run.num_devices,
+        run.precision,
+        run.gpu,
+        run.software,
+    )
+
+
+def _ranked(what: str, rows: Sequence[Compared]) -> Ranked | None:
+    layouts = {_layout(c.run): c for c in rows}
+    if len(layouts) < LEAST_RANKED:
+        return None
+    theirs = np.array([c.run.step_s for c in layouts.values()])
+    ours = np.array([c.step_s for c in layouts.values()])
+    agree = np.sign(theirs[:, None] - theirs) * np.sign(ours[:, None] - ours)
+    pairs = np.triu_indices(len(theirs), 1)
+    return Ranked(
+        what=what,
+        num_layouts=len(layouts),
+        regret=float(theirs[np.argmin(ours)] / theirs.min() - 1.0),
+        tau=float(np.mean(agree[pairs])),
+    )
+
+
+def _layout(run: Run) -> Hashable:
+    degrees = (run.tensor, run.pipeline, run.stages_per_rank, run.sequence, run.expert, run.data)
+    rest = (run.zero, run.cuts_norms, run.recompute, run.schedule, run.micro_batch_size)
+    return (*degrees, *rest)
+
+
+def _told(errors: Errors) -> dict[str, Any]:
+    return {
+        "rows": errors.num_rows,
+        "median": _or_none(errors.median),
+        "p90": _or_none(errors.ninetieth),
+        "mean": _or_none(errors.mean),
+        "bias": _or_none(errors.bias),
+    }
+
+
+def _or_none(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
+
+
+def median(values: Iterable[float]) -> float:
+    """The middle of the values; nan of none."""
+    found = np.asarray(list(values), np.float64)
+    return float(np.median(found)) if found.size else np.nan

@@ -1,0 +1,378 @@
+"""What one rank computes and keeps for one micro batch: seconds and bytes of the model's ops."""
+
+# Shapes: K distinct degrees of the axes that cut work, M micro batch sizes, R regions, P precisions
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from armillary.axes import Axis, Part, discover
+from armillary.core import compute
+from armillary.plan.grid import Column, Grid
+from armillary.plan.messages import activation_bytes
+from armillary.plan.software import Software
+from armillary.spec import Device, ModelGraph, Op, Segment
+
+ENTRY = Op(path="", kind="stream", name="entry", tokens=True)
+"""What stands for the activations between blocks: whole but for the positions of a rank."""
+FUSED_SCORES = ("mul", "masked_fill")
+"""Ops on the scores that a fused softmax does in passing."""
+SCORES_MULTIPLE, SCORES_LENGTH = 4, 2048
+"""A fused softmax takes so many heads of all samples, or a multiple, and keys up to this length.
+
+Source: Megatron-LM, megatron/fused_kernels (2021), `FusedScaleMaskSoftmax.is_kernel_available`.
+"""
+
+FULL_PRODUCTS = ("float32", "float64")
+"""The precisions whose products are computed in full, by units that are not for matrices."""
+KEPT = ("matmul", "attention", "convolution")
+"""The kinds of op whose results selective recomputing keeps."""
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """Seconds and bytes of one rank for one micro batch, if it held all of a part of the model.
+
+    All broadcast to the grid. `backward_input_s` makes the gradients of activations,
+    `backward_weight_s` those of parameters; `again_s` is what selective recomputing repeats. The
+    `_launch_s` are what the host needs to launch the kernels of a pass, beside which the device
+    computes. `saved_bytes` autograd keeps, `selective_bytes` with selective recomputing;
+    `workspace_bytes` is the most that one op needs besides; `num_parameters` are held before they
+    are sharded.
+    """
+
+    forward_s: Column
+    backward_input_s: Column
+    backward_weight_s: Column
+    again_s: Column
+    forward_launch_s: Column
+    backward_launch_s: Column
+    saved_bytes: Column
+    selective_bytes: Column
+    workspace_bytes: Column
+    num_parameters: Column
+    flops: Column
+
+    def __add__(self, other: "Work") -> "Work":
+        return Work(
+            *(
+                np.maximum(a, b) if name == "workspace_bytes" else a + b
+                for name, a, b in _pairs(self, other)
+            )
+        )
+
+    def scaled(self, factor: float | Column) -> "Work":
+        """`factor` of such parts, one after the other."""
+        return Work(
+            *(a if name == "workspace_bytes" else a * factor for name, a, _ in _pairs(self, self))
+        )
+
+    def rows(self, index: NDArray[np.int64]) -> "Work":
+        """The same, with the rows `index` of the first dim."""
+        return Work(*(a[index] if a.shape[0] > 1 else a for _, a, _ in _pairs(self, self)))
+
+
+def _pairs(one: Work, other: Work) -> list[tuple[str, Column, Column]]:
+    return [(f.name, getattr(one, f.name), getattr(other, f.name)) for f in fields(Work)]
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """The work of a model: before the chain of blocks, of all its blocks, and after it.
+
+    Where a model has no chain everything is in `before`. `block` is the dearest block alone, and
+    `entry_share` what a rank has of the positions that a block takes in.
+    """
+
+    before: Work
+    blocks: Work
+    after: Work
+    block: Work
+    num_blocks: int
+    entry_share: Column
+
+
+def price_parts(graph: ModelGraph, device: Device, software: Software, grid: Grid) -> Parts:
+    """The work of every part of `graph` for each row, micro batch, region and precision."""
+    keys, chosen = _Keys.of(graph, grid)
+    rates = rates_of(device, software, grid)
+    before = after = blocks = keys.nothing()
+    block, num_blocks = keys.nothing(), 0
+    for segment in graph.segments:
+        work = _segment(segment, graph, rates, software, keys)
+        if segment.path:
+            blocks, num_blocks = blocks + work.scaled(segment.repeats), num_blocks + segment.repeats
+            block = _dearer(block, work)
+        elif segment.after:
+            after = after + work
+        else:
+            before = before + work
+    return Parts(
+        before=before.rows(chosen),
+        blocks=blocks.rows(chosen),
+        after=after.rows(chosen),
+        block=block.rows(chosen),
+        num_blocks=num_blocks,
+        entry_share=keys.part(ENTRY).rows[chosen],
+    )
+
+
+def _dearer(one: Work, other: Work) -> Work:
+    return Work(*(np.maximum(a, b) for _, a, b in _pairs(one, other)))
+
+
+class _Keys:
+    """What the price of an op depends on, each in the shape that broadcasts.
+
+    Of rows with the same degrees along the axes that divide ops one is priced for all.
+    """
+
+    def __init__(self, grid: Grid, axes: Sequence[Axis]) -> None:
+        self.samples = grid.along("micro_batch_size", grid.micro_batch_sizes).astype(np.float64)
+        self.table, self.shape = grid.table(("degrees", "region"), 1)
+        self.is_single = grid.along("precision", [p == "float32" for p in grid.precisions])
+        self.axes = axes
+        self._known: dict[Op, Part] = {}
+
+    @classmethod
+    def of(cls, graph: ModelGraph, grid: Grid) -> "tuple[_Keys, NDArray[np.int64]]":
+        """The keys of a grid, and by row which of them is its own."""
+        few, _ = grid.rows([0]).table(("degrees",), 1)
+        ops = [op for segment in graph.segments for op in segment.ops]
+        axes = [
+            axis
+            for name, axis in discover().items()
+            if name in grid.degrees and any(axis.computes(op, few) is not None for op in ops)
+        ]
+        columns = np.stack([np.ones_like(grid.order), *(grid.degrees[a.name] for a in axes)])
+        _, first, index = np.unique(columns, axis=1, return_index=True, return_inverse=True)
+        return cls(grid.rows(first), axes), index.ravel()
+
+    def nothing(self) -> Work:
+        zero = np.zeros((self.shape[0], *[1] * (len(self.shape) - 1)))
+        return Work(*(zero for _ in fields(Work)))
+
+    def part(self, op: Op) -> Part:
+        """What part of the op a rank computes, of one sample of its own."""
+        whole = np.ones(self.shape)
+        sizes = {f.name: whole for f in fields(Part)}
+        for axis in self.axes:
+            own = axis.computes(op, self.table)
+            if own is not None:
+                for name, size in sizes.items():
+                    sizes[name] = size * getattr(own, name).reshape(self.shape)
+        return Part(**sizes)
+
+
+def rates_of(device: Device, software: Software, grid: Grid) -> compute.Rates:
+    """What the device does in a second under the software, in every precision of the grid.
+
+    Raises: `SpecError` if the peak of a precision is not known.
+    """
+    found = [device.efficiency_of(p) for p in grid.precisions]
+    names = [f.name for f in fields(compute.Rates)]
+    measured = {
+        name: grid.along("precision", [getattr(e, name) for e in found])
+        for name in names
+        if hasattr(found[0], name)
+    }
+    return compute.Rates(
+        peak_flops_per_s=grid.along("precision", [device.peak(p) for p in grid.precisions]),
+        memory_bytes_per_s=device.memory_bytes_per_s,
+        element_bytes=grid.along("precision", [activation_bytes(p) for p in grid.precisions]),
+        is_full=grid.along("precision", [p in FULL_PRODUCTS for p in grid.precisions]),
+        stream_start_s=software.stream_start_s * min(software.stream_passes, 1.0),
+        **measured,
+    ).scaled(
+        matmul_fraction=software.kernel_fraction,
+        attention_fraction=software.attention_fraction,
+        stream_fraction=1.0 / software.stream_passes,
+    )
+
+
+def _segment(
+    segment: Segment, graph: ModelGraph, rates: compute.Rates, software: Software, keys: _Keys
+) -> Work:
+    """The ops one after the other, and what the host needs to launch their kernels."""
+    casts = np.where(rates.is_full, 1.0, 1.0 + software.cast_kernels)
+    launch_s = (software.launch_s or rates.launch_s) * casts
+    total = keys.nothing()
+    scored = {op.path for op in segment.ops if _is_of_scores(op)}
+    for op in segment.ops:
+        work = replace(
+            _op(op, graph, rates, software, keys, op.path in scored and not op.parameter_bytes),
+            forward_launch_s=total.forward_launch_s * 0.0 + launch_s * op.count * op.num_kernels,
+            backward_launch_s=total.backward_launch_s * 0.0
+            + launch_s * op.count * op.num_backward_kernels,
+        )
+        total = total + work.scaled(_apart(op, segment, software, keys))
+    waited_s = software.experts_s * any(op.experts for op in segment.ops)
+    return replace(
+        total,
+        forward_s=total.forward_s + waited_s,
+        backward_input_s=total.backward_input_s + waited_s,
+    )
+
+
+def _is_of_scores(op: Op) -> bool:
+    """Whether the op is a product of activations, as those around the scores of an attention."""
+    return op.kind == "matmul" and op.name == "bmm" and not op.parameter_bytes
+
+
+def _apart(op: Op, segment: Segment, software: Software, keys: _Keys) -> Column:
+    """1 where the op runs by itself, 0 where a fused softmax does it in passing."""
+    alone = np.ones(keys.shape)
+    if not software.fuses_scores or op.name not in FUSED_SCORES:
+        return alone
+    scores = next((o for o in segment.ops if o.name == "bmm" and o.path == op.path), None)
+    if scores is None or scores.columns > SCORES_LENGTH:
+        return alone
+    heads = scores.batch * keys.samples * keys.part(scores).batch
+    return np.where(heads % SCORES_MULTIPLE == 0, 0.0, 1.0)
+
+
+def _op(
+    op: Op,
+    graph: ModelGraph,
+    rates: compute.Rates,
+    software: Software,
+    keys: _Keys,
+    is_in_attention: bool = False,
+) -> Work:
+    """One op of a block, all its calls; `is_in_attention` that it makes or takes scores."""
+    own = keys.part(op)
+    scale = rates.element_bytes / graph.element_bytes
+    grown = keys.samples * (own.rows * own.columns * own.inner * own.batch)
+    saved = grown * (op.saved_bytes - op.unscaled_saved_bytes) * scale
+    saved = (saved + grown * op.unscaled_saved_bytes + op.constant_saved_bytes) * op.count
+    if op.cut == "words" and op.kind == "stream" and op.saved_bytes:  # a loss on logits
+        saved = saved + grown * op.written_bytes / graph.element_bytes * software.logit_bytes
+    parameters = op.parameter_bytes * graph.num_parameters / max(graph.parameter_bytes, 1)
+    held = parameters * (1 if op.shares_parameters else op.count) * own.parameters
+    forward, back_input, back_weight = (
+        op.count * _slower(op, graph, rates, software, keys) * part
+        for part in _seconds(op, graph, rates, keys, own)
+    )
+    is_kept = op.kind in KEPT
+    if software.selective_keeps == "attention":
+        is_kept = op.kind != "attention" and not is_in_attention
+    written = grown * op.written_bytes * scale * op.count
+    selective = np.minimum(written, saved) if software.selective_keeps == "matmul" else saved
+    nothing = np.zeros_like(forward)
+    return Work(
+        forward_s=forward,
+        backward_input_s=back_input,
+        backward_weight_s=back_weight * (software.trains_weights or not op.parameter_bytes),
+        again_s=nothing if is_kept else forward,
+        forward_launch_s=nothing,
+        backward_launch_s=nothing,
+        saved_bytes=saved,
+        selective_bytes=selective if is_kept else nothing,
+        workspace_bytes=grown * op.workspace_bytes * scale,
+        num_parameters=held,
+        flops=grown * (op.flops + op.backward_flops) * op.count,
+    )
+
+
+def _slower(
+    op: Op, graph: ModelGraph, rates: compute.Rates, software: Software, keys: _Keys
+) -> Any:
+    """How many times as long an op takes as its sizes say, under this software."""
+    if op.cut == "words" and op.kind == "stream":
+        return software.loss_passes
+    if op.kind == "matmul" and not op.parameter_bytes and software.unaligned_slowdown > 1.0:
+        whole = compute.is_aligned(op.columns, rates.element_bytes)
+        whole = whole & compute.is_aligned(op.inner, rates.element_bytes)
+        return np.where(whole, 1.0, software.unaligned_slowdown)
+    if op.kind == "convolution" and op.inner * op.rows * graph.element_bytes > 1.5 * op.read_bytes:
+        # a window of several taps: what it reads is less than the product that it amounts to
+        return np.where(keys.is_single, 1.0 / software.convolution_speedup, 1.0)
+    return 1.0
+
+
+def _seconds(
+    op: Op, graph: ModelGraph, rates: compute.Rates, keys: _Keys, own: Part
+) -> tuple[Column, Column, Column]:
+    """Seconds of one call: forward, and backward for activations and for parameters."""
+    seconds = {
+        "matmul": _matmul,
+        "convolution": _convolution,
+        "attention": _attention,
+        "scan": _scan,
+    }.get(op.kind, _stream)
+    return seconds(op, graph, rates, keys, own)
+
+
+def _matmul(
+    op: Op, graph: ModelGraph, rates: compute.Rates, keys: _Keys, own: Part
+) -> tuple[Column, Column, Column]:
+    samples = (1.0, keys.samples) if op.batch_is_samples else (keys.samples, 1.0)
+    rows, batch = op.rows * own.rows * samples[0], op.batch * own.batch * samples[1]
+    columns, inner = op.columns * own.columns, op.inner * own.inner
+    forward = compute.matmul_s(rows, columns, inner, batch, rates)
+    of_inputs = compute.matmul_s(rows, inner, columns, batch, rates)
+    of_weights = compute.matmul_s(inner, columns, rows, batch, rates)
+    has_inputs = op.backward_flops > 1.5 * op.flops or not op.parameter_bytes
+    return forward, of_inputs * has_inputs, of_weights * (op.backward_flops > 0)
+
+
+def _convolution(
+    op: Op, graph: ModelGraph, rates: compute.Rates, keys: _Keys, own: Part
+) -> tuple[Column, Column, Column]:
+    """Both gradients take as many flops as the forward pass, with the sizes in other places."""
+    shared = keys.samples * (own.rows * own.columns * own.inner * own.batch)
+    scale = rates.element_bytes / graph.element_bytes
+    filters = op.parameter_bytes * own.parameters
+    rows = op.rows * own.rows * (1.0 if op.batch_is_samples else keys.samples)
+    sizes = (rows, op.columns * own.columns, op.inner * own.inner)
+    inputs = max(op.read_bytes, 1) / graph.element_bytes
+    taps = op.rows * op.inner * op.batch / inputs
+    has_inputs = op.backward_flops > 1.5 * op.flops or not op.parameter_bytes
+    has_gradient = op.backward_flops > 0
+    moved = (shared * (op.read_bytes + op.written_bytes) + filters) * scale
+    seconds = partial(
+        compute.convolution_s, taps=taps, rates=rates, is_depthwise=op.columns == 1 and op.batch > 1
+    )
+    forward = seconds(shared * op.flops, sizes, moved)
+    back = shared * (op.backward_read_bytes + op.backward_written_bytes)
+    back = (back / (1.0 + has_inputs) + filters) * scale
+    gradient = seconds(shared * op.flops, sizes, back) * has_gradient
+    return forward, gradient * has_inputs, gradient
+
+
+def _attention(
+    op: Op, graph: ModelGraph, rates: compute.Rates, keys: _Keys, own: Part
+) -> tuple[Column, Column, Column]:
+    shared = keys.samples * (own.rows * own.columns * own.inner * own.batch)
+    half = 0.5 if op.causal else 1.0
+    scale = rates.element_bytes / graph.element_bytes
+    moved = shared * (op.read_bytes + op.written_bytes) * scale
+    back = shared * (op.backward_read_bytes + op.backward_written_bytes) * scale
+    forward = compute.attention_s(shared * op.flops * half, moved, rates)
+    return forward, compute.attention_s(shared * op.backward_flops * half, back, rates), 0 * forward
+
+
+def _scan(
+    op: Op, graph: ModelGraph, rates: compute.Rates, keys: _Keys, own: Part
+) -> tuple[Column, Column, Column]:
+    rows = op.rows * keys.samples
+    forward = compute.scan_s(op.steps, rows, op.columns * own.columns, op.inner, rates)
+    back = compute.scan_s(op.steps, rows, op.inner, op.columns * own.columns, rates)
+    weights = compute.matmul_s(op.inner, op.columns * own.columns, rows * op.steps, 1.0, rates)
+    return forward, back, weights
+
+
+def _stream(
+    op: Op, graph: ModelGraph, rates: compute.Rates, keys: _Keys, own: Part
+) -> tuple[Column, Column, Column]:
+    shared = keys.samples * (own.rows * own.columns * own.inner * own.batch)
+    scale = rates.element_bytes / graph.element_bytes
+    moved = shared * (op.read_bytes + op.written_bytes) + op.constant_bytes
+    back = shared * (op.backward_read_bytes + op.backward_written_bytes) + op.constant_bytes
+    started_s = op.num_kernels * rates.stream_start_s
+    forward = compute.stream_s(moved * scale, rates) + started_s
+    back_s = compute.stream_s(back * scale, rates) + op.num_backward_kernels * rates.stream_start_s
+    return forward, back_s, 0.0 * forward

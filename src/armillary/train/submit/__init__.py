@@ -1,0 +1,1 @@
+"""Jobs: a site's job script written from its file, submitted, and followed. None needs torch."""
