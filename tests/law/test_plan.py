@@ -230,7 +230,7 @@ def test_more_devices_are_never_slower(num_devices: int) -> None:
         plan(target(), pods(), PROGRAM, wish(n)).predicted_step_s
         for n in (num_devices, num_devices * 2)
     )
-    assert other <= one
+    assert other <= one * (1 + 1.1e-3)
 
 
 def test_a_settled_choice_is_kept_and_costs_at_most_nothing() -> None:
@@ -238,7 +238,7 @@ def test_a_settled_choice_is_kept_and_costs_at_most_nothing() -> None:
     for words in ("tensor=4", "recompute=full", "pipeline=2,pipeline.schedule=gpipe"):
         fixed = Fixed.parse(words)
         settled = plan(target(), pods(), PROGRAM, wish(8, fixed=fixed))
-        assert settled.predicted_step_s >= free.predicted_step_s
+        assert settled.predicted_step_s >= free.predicted_step_s * (1 - 1.1e-3)
         asked = Layout.parse(words)
         assert all(settled.layout.degree(a) == d for a, d in asked.degrees.items())
         assert settled.layout.recompute == asked.recompute or asked.recompute == "none"
@@ -286,7 +286,7 @@ def test_each_objective_is_the_least_of_its_own() -> None:
         "memory": "predicted_memory_bytes",
     }.items():
         least = min(getattr(one, field) for one in best.values())
-        assert getattr(best[name], field) <= least * (1 + 1e-6), name
+        assert getattr(best[name], field) <= least * (1 + 1.1e-3), name
     assert best["cost"].num_devices < best["time"].num_devices
 
 
@@ -389,3 +389,16 @@ def test_a_loss_is_cut_by_words_only_where_it_is_over_words() -> None:
     }
     assert cut["other"] == {"whole"}
     assert "vocabulary" in cut["words"]
+
+
+def test_of_equally_fast_layouts_the_one_on_fewer_devices_is_chosen() -> None:
+    """A batch of one sample gives no rank that splits it anything to do."""
+    one = plan(
+        target(),
+        pods(),
+        PROGRAM,
+        wish(16, global_batch_size=1, fixed=Fixed.parse("tensor=1,pipeline=1,sequence=1")),
+    )
+    assert one.num_devices == 1
+    times = [c.predicted_step_s for c in one.runners_up]
+    assert times == sorted(times)

@@ -12,7 +12,7 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -37,8 +37,8 @@ def cluster(folder: Path) -> Iterator[dict[str, str]]:
     daemons: list[subprocess.Popen[bytes]] = []
 
     def start(*command: str) -> None:
-        log = (folder / f"{command[0]}.log").open("ab")
-        daemons.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log))
+        with (folder / f"{command[0]}.out").open("ab") as log:
+            daemons.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log))
 
     try:
         start("munged", "--foreground", "--force", *_munge_words(folder))
@@ -60,9 +60,9 @@ def cluster(folder: Path) -> Iterator[dict[str, str]]:
                 daemon.kill()
 
 
-def _wait(condition: object) -> None:
+def _wait(condition: Callable[[], bool]) -> None:
     give_up_s = time.monotonic() + START_S
-    while not condition():  # type: ignore[operator]
+    while not condition():
         if time.monotonic() > give_up_s:
             pytest.skip(f"Slurm did not come up in {START_S:.0f} s")
         time.sleep(0.1)

@@ -102,7 +102,9 @@ def test_a_job_is_submitted_interrupted_and_goes_on(
     wait_for(lambda: "PENDING" in told(["squeue", "-h", "-o", "%T"], slurm), "the job waits")
     told(["scontrol", "update", f"jobid={number}", "starttime=now"], slurm)
     lines = armillary("logs", "-f", str(folder), folder=tmp_path, variables=slurm)["lines"]
-    assert any("resumed after step" in line for line in lines)
+    assert any("finished: 24 steps" in line for line in lines)
+    [metrics] = folder.glob("runs/*/metrics.jsonl")
+    assert "resumed after step" in metrics.read_text(), "one run, in one folder"
     status = armillary("status", str(folder), folder=tmp_path, variables=slurm)
     assert status["state"] == "done (exit code 0)" and status["run"]["step"] == 24
     assert len(losses(folder / "runs")) == 24

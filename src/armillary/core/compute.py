@@ -76,13 +76,17 @@ class Rates:
 def matmul_s(rows: Any, columns: Any, inner: Any, batch: Any, rates: Rates) -> Array:
     """Seconds of `batch` products of [rows x inner] by [inner x columns]; arrays broadcast.
 
+    What is lost at the edges of one product, in tiles that are not full and units without a tile,
+    many products share: it shrinks with their number as with the size of one.
+
     Source: a saturating roofline: `spec.Efficiency` gives the form; on measured tables of H100 and
     H200 its mean error is 5 to 6 % (docs/networks.md).
     """
     flops = 2.0 * rows * columns * inner * batch
+    filling = np.sqrt(np.maximum(batch, 1.0))
     slower = (
-        (1.0 + rates.half_rows / rows)
-        * (1.0 + rates.half_columns / columns)
+        (1.0 + rates.half_rows / (rows * filling))
+        * (1.0 + rates.half_columns / (columns * filling))
         * (1.0 + rates.half_inner / inner)
     )
     compute_s = flops * slower / (rates.peak_flops_per_s * rates.matmul_fraction)

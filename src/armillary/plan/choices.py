@@ -24,8 +24,12 @@ OPTIONS = {
 LARGEST_MICRO_BATCH = 64
 FEW_SAMPLES = 16
 """Larger micro batches than this are tried only where they are all that a rank takes in a step."""
-MOST_MICRO_BATCH_SIZES, FEW_MICRO_BATCH_SIZES = 14, 3
-"""How many micro batch sizes are tried with all choices, and with a few."""
+MOST_MICRO_BATCH_SIZES = 14
+"""How many micro batch sizes are tried."""
+SCOUTED = 2**18
+"""Layouts that a first look may take."""
+FEW = ((3, 6), (3, 4), (2, 4), (2, 3))
+"""Ways of recomputing and micro batch sizes of a first look, from many to few."""
 WORTH_A_GRID = 8000
 """Layouts that are priced in the time that a grid takes besides."""
 ALIKE = 1.0 / 3.0
@@ -169,8 +173,19 @@ def all_choices(
     )
 
 
-def few_choices(choices: Choices) -> Choices:
-    """A few of the choices, by which rows are told apart before all are tried with the best."""
+def few_choices(choices: Choices, num_rows: int = 0) -> Choices:
+    """A few of the choices, by which rows are told apart before all are tried with the best.
+
+    The fewer, the more rows there are.
+    """
+    for recomputes, num_sizes in FEW:
+        few = _few_choices(choices, recomputes, num_sizes)
+        if num_rows * few.num_choices * num_sizes <= SCOUTED:
+            break
+    return few
+
+
+def _few_choices(choices: Choices, recomputes: int, num_sizes: int) -> Choices:
 
     def ends(values: tuple[Any, ...]) -> tuple[Any, ...]:
         return tuple(dict.fromkeys((values[0], values[-1])))
@@ -180,14 +195,14 @@ def few_choices(choices: Choices) -> Choices:
     return replace(
         choices,
         schedules=schedules,
-        recomputes=ends(choices.recomputes),
+        recomputes=choices.recomputes if recomputes > 2 else ends(choices.recomputes),
         zeros=ends(choices.zeros),
         regions=choices.regions[-1:],
         attentions=choices.attentions[:1],
         orders=choices.orders[:1],
         offloads=choices.offloads[:1],
         precisions=choices.precisions[:1],
-        most_micro_batch_sizes=FEW_MICRO_BATCH_SIZES,
+        most_micro_batch_sizes=num_sizes,
     )
 
 

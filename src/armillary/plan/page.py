@@ -16,6 +16,7 @@ from armillary.plan.telling import (
     facts,
     headline,
     lowest,
+    spaced,
 )
 from armillary.plan.terms import bytes_meaning, meaning
 from armillary.spec import Candidate, Plan, ScalingPoint, WhyNot, write_atomically
@@ -86,7 +87,9 @@ def _tiles(plan: Plan) -> list[tuple[str, str, str]]:
         tiles.append(("energy", energy(best.predicted_energy_j), "a step, at the meter"))
     if plan.survival is not None and plan.survival.between_failures_s:
         share = f"{100 * plan.survival.predicted_goodput:.1f} %"
-        tiles.append(("goodput", share, f"saving every {span(plan.survival.interval_s)}"))
+        saves = f"saving every {span(plan.survival.interval_s)}"
+        is_known = plan.survival.predicted_checkpoint_s > 0
+        tiles.append(("goodput", share, saves if is_known else "saving in no time"))
     return tiles
 
 
@@ -122,7 +125,7 @@ def _row(one: Candidate) -> dict[str, str]:
         "hours": device_time(one.predicted_device_hours),
         "usd": short(one.predicted_usd),
         "energy": energy(one.predicted_energy_j),
-        "layout": str(one.layout),
+        "layout": spaced(one.layout),
     }
 
 
@@ -205,7 +208,7 @@ def _point(point: ScalingPoint) -> dict[str, Any]:
         f"+{span(point.predicted_straggler_s)}",
         f"{100 * point.predicted_goodput:.1f} %",
     ]
-    return {"cells": cells, "layout": point.layout}
+    return {"cells": cells, "layout": spaced(point.layout)}
 
 
 def _answer(answer: WhyNot, plan: Plan) -> dict[str, Any]:

@@ -20,6 +20,8 @@ from armillary.spec.quantities import short, span
 
 MOST_ON_FRONTIER = 48
 MOST_REASONS = 12
+AS_GOOD = 1e-3
+"""Within this share of each other two predictions are the same for any purpose."""
 NEARLY_ALL = 7 / 8
 """With a number of devices given, a layout that uses fewer than this share is not for them."""
 NEEDED = ("device.", "levels.", "storage.", "failures.", "price.", "pue", "node_power_w")
@@ -220,15 +222,22 @@ def _nothing_in_limits(scored: Scored, wish: Wish) -> SpecError:
 def _ordered(
     scored: Scored, allowed: NDArray[np.bool_], objective: str, economy: Economy
 ) -> NDArray[np.int64]:
-    """The allowed contenders, the best first; of equals the one on fewer devices, then smaller."""
+    """The allowed contenders, the best first.
+
+    Of those that are as good as the best, within `AS_GOOD`, the one on the fewest devices leads.
+    """
     index = np.flatnonzero(allowed)
+    key = scored.key(objective, economy)[index]
+    as_good = key <= key.min() * (1.0 + AS_GOOD)
+    devices = scored.contenders.num_devices[index].astype(np.float64)
     keys: list[Column] = [
-        np.asarray(np.round(np.log(np.maximum(scored.key(objective, economy), 1e-300)), 9)),
-        scored.elapsed_s,
-        scored.contenders.num_devices.astype(np.float64),
-        scored.contenders.memory_bytes,
+        np.asarray(np.where(as_good, devices, np.inf)),
+        key,
+        scored.elapsed_s[index],
+        scored.contenders.memory_bytes[index],
     ]
-    return index[ranked([key[index] for key in keys])]
+    leading = index[ranked(keys)]
+    return np.concatenate([leading[:1], index[ranked([key, *keys[2:]])]])
 
 
 def _runners_up(

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from armillary import networks
-from armillary.axes import discover
+from armillary.axes import Axis, discover
 from armillary.axes.stages.balance import stages_per_rank
 from armillary.core import compute, pipeline
 from armillary.plan.folding import fold
@@ -231,11 +231,17 @@ def _sort(messages: Messages, software: Software, grid: Grid, micro: Column) -> 
             total = total / stages * waited
         else:
             calls = calls + messages.counts[axis, carries, phase]
-        if discover()[axis].shares_parameters and discover()[axis].splits_batch:
-            total = total * (1.0 - software.hides_experts)
+        total = total * (1.0 - _hidden_inside(discover()[axis], software))
         inside[axis] = inside.get(axis, 0.0) + total
     beside = {k: v for k, v in seconds.items() if k[1] not in ("activations", "counts")}
     return _Sent(inside, beside, calls * software.message_launch_s, messages.rounds)
+
+
+def _hidden_inside(axis: Axis, software: Software) -> float:
+    """The share of an axis' messages inside the passes that the passes hide."""
+    if not axis.shares_parameters or axis.splits_module:
+        return 0.0
+    return software.hides_experts if axis.splits_batch else software.hides_regions
 
 
 def _passes(

@@ -125,12 +125,13 @@ class _Looking:
 
     def from_coarse_to_fine(self, choices: Choices, funnel: Funnel) -> Contenders:
         """The best layouts of the rows that a few choices show to be worth all of them."""
-        few = few_choices(choices)
         group = group_of(self.degrees)
-        looks = [self.at(first_look(self.degrees, self.held, group, funnel), few)]
+        first = first_look(self.degrees, self.held, group, funnel)
+        looks = [self.at(first, few_choices(choices, len(first)))]
         if not len(looks[0]):  # the few choices may be too large where others fit
-            return self.at(first_look(self.degrees, self.held, group, funnel), choices)
-        looks.append(self.at(best_groups(looks[0], group, funnel), few))
+            return self.at(first, choices)
+        second = best_groups(looks[0], group, funnel)
+        looks.append(self.at(second, few_choices(choices, len(second))))
         seen = Contenders.joined(looks)
         one_place = replace(choices, orders=choices.orders[:1])
         chosen = best_rows(seen, funnel.rows, funnel.fewest)

@@ -78,6 +78,7 @@ class Software(Document):
     trains_weights: bool = True
     experts_s: float = 0.0
     hides_experts: float = 0.0
+    hides_regions: float = 0.0
     stream_start_s: float = 0.0
     cast_kernels: float = 0.0
     optimizer_kernels: float = 0.0

@@ -8,7 +8,7 @@ from rich.text import Text
 
 from armillary.plan.plot import Curve, plot
 from armillary.plan.terms import bytes_meaning, meaning
-from armillary.spec import Candidate, Plan, ScalingPoint, Survival, Term, WhyNot
+from armillary.spec import Candidate, Layout, Plan, ScalingPoint, Survival, Term, WhyNot
 from armillary.spec.plan import LEVELS
 from armillary.spec.quantities import count, device_time, energy, short, size, span
 
@@ -101,6 +101,11 @@ def _head(plan: Plan) -> Table:
     return table
 
 
+def spaced(layout: Layout | str) -> str:
+    """A layout in words that a line may be broken between; `--layout` takes them so too."""
+    return str(layout).replace(",", ", ")
+
+
 def by_name(terms: Sequence[Term], number: str) -> list[tuple[str, dict[str, float]]]:
     """Each term's number by level, in the order of the terms."""
     found: dict[str, dict[str, float]] = {}
@@ -171,7 +176,7 @@ def _print_others(plan: Plan, num_shown: int, console: Console) -> None:
             size(one.predicted_memory_bytes),
             device_time(one.predicted_device_hours),
             energy(one.predicted_energy_j) if one.predicted_energy_j else "–",
-            Text(str(one.layout)),
+            Text(spaced(one.layout)),
         )
     console.print(table)
 
@@ -254,7 +259,7 @@ def _scaling_table(title: str, points: Sequence[ScalingPoint]) -> Table:
             span(point.predicted_latency_s),
             f"+{span(point.predicted_straggler_s)}",
             f"{100 * point.predicted_goodput:.1f} %",
-            Text(point.layout),
+            Text(spaced(point.layout)),
         )
     return table
 

@@ -47,14 +47,16 @@ def read_before_ranks(
 ) -> ModelGraph:
     """The graph of what `build()` makes, as far as the axes of `layout` must know it.
 
-    The model is built without memory, or whole where its code looks at values.
+    Where an axis shares parameters out, the model is built without memory, as on the ranks.
     """
-    try:
-        module = defer(build).module.to(dtype=dtype)
-        return _read_without_memory(module, example, layout)
-    except NotDeferrable:
-        seen = example(torch.device("cpu")) if sees_calls(layout) else (None, 1)
-        return read(build().to(dtype=dtype), *seen)
+    if _shares_parameters(layout):
+        try:
+            module = defer(build).module.to(dtype=dtype)
+            return _read_without_memory(module, example, layout)
+        except NotDeferrable:
+            pass
+    seen = example(torch.device("cpu")) if sees_calls(layout) else (None, 1)
+    return read(build().to(dtype=dtype), *seen)
 
 
 def seed_build(seed: int) -> None:

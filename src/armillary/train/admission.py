@@ -19,8 +19,8 @@ from armillary.train.request import TrainRequest
 def admit_before_ranks(request: TrainRequest) -> None:
     """Have every axis of the request's layout refuse the model here, while ranks are made ready.
 
-    The model is read without memory where its code allows it; the recipe's data is read only for
-    axes that must see the model called.
+    The model is built as the ranks will build it; the recipe's data is read only for axes that must
+    see the model called.
 
     Raises: `SpecError` with the reason of the axis.
     """
