@@ -51,10 +51,11 @@ def test_an_infinitely_fast_memory_leaves_the_products() -> None:
     assert float(compute.matmul_s(4096, 4096, 4096, 1, free)) == pytest.approx(expected)
 
 
-@given(SECONDS, st.integers(0, 1000))
-def test_a_pass_is_bound_by_device_or_host(busy: float, kernels: int) -> None:
-    found = float(compute.launched_s(busy, kernels, 5e-6))
-    assert found == max(busy, kernels * 5e-6)
+@given(SECONDS, SECONDS)
+def test_a_pass_is_bound_by_device_or_host(busy: float, launch: float) -> None:
+    found = busy + float(compute.waited_s(busy, launch))
+    assert max(busy, launch) * (1 - 1e-12) <= found <= 1.2 * max(busy, launch) + 1e-12
+    assert float(compute.waited_s(busy, 0.0)) == pytest.approx(0.0, abs=1e-12)
 
 
 @given(st.integers(1, 16), st.integers(1, 64))

@@ -89,11 +89,6 @@ def test_a_better_device_is_never_slower(layout: Layout, what: str) -> None:
     assert after <= before * (1 + 1e-9)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="gathers are hidden behind what computes, not behind waiting for the host as well: "
-    "of a pass that waits for launches a faster device hides less (plan/price.py)",
-)
 def test_a_better_device_that_waits_for_its_host_is_never_slower() -> None:
     layout = Layout(
         degrees={"sharded": 2},

@@ -186,13 +186,17 @@ def scan_s(steps: Any, step_rows: Any, columns: Any, inner: Any, rates: Rates) -
     return np.asarray(steps * np.maximum(one, np.maximum(rates.launch_s, rates.scan_step_s)))
 
 
-def launched_s(busy_s: Any, num_kernels: Any, launch_s: Any) -> Array:
-    """Seconds of a pass that keeps the device busy for `busy_s`, if the host can launch it so fast.
+def waited_s(busy_s: Any, launch_s: Any) -> Array:
+    """Seconds that a pass takes longer than `busy_s` since its host needs `launch_s` to launch it.
 
-    Source: host and device run beside each other, so the slower of them sets the pace; measured on
-    720 runs of small models, where a pass takes as long whatever it computes (docs/plan.md).
+    Host and device run beside each other and the slower sets the pace, kernel by kernel: of a pass
+    whose kernels differ some wait for the host and others for the device. The root of the sum of
+    fourth powers is the larger where one is far larger, and a fifth above both where they are equal.
+
+    Source: form and power fitted on 720 runs of small models (vTrain; docs/plan.md).
     """
-    return np.maximum(busy_s, np.asarray(num_kernels * launch_s, np.float64))
+    busy, launch = np.square(np.square(busy_s)), np.square(np.square(launch_s))
+    return np.asarray(np.maximum(np.sqrt(np.sqrt(busy + launch)) - busy_s, 0.0))
 
 
 def deduplicated(copies: Any, places: Any) -> Array:

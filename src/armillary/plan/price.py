@@ -253,9 +253,9 @@ def _passes(
     busy_backward = mean.backward_input_s + mean.backward_weight_s + again + inside * (2.0 / 3.0)
     again_launch = ranks.forward_launch_s * (again > 0)
     calls = sent.launch_s / micro
-    launch = np.maximum(ranks.forward_launch_s + calls / 3.0 - busy_forward, 0.0)
+    launch = compute.waited_s(busy_forward, ranks.forward_launch_s + calls / 3.0)
     backward_launch = ranks.backward_launch_s + again_launch + calls * (2.0 / 3.0)
-    launch = launch + np.maximum(backward_launch - busy_backward, 0.0)
+    launch = launch + compute.waited_s(busy_backward, backward_launch)
     return dict(sent.inside) | {
         "forward": micro * mean.forward_s,
         "backward": micro * (mean.backward_input_s + mean.backward_weight_s),
@@ -326,7 +326,11 @@ def _exposed(ranks: Ranks, sent: _Sent, software: Software, num_blocks: int) -> 
     What is sent beside the same pass shares the time that it takes.
     """
     backward = ranks.mean.backward_input_s + ranks.mean.backward_weight_s + ranks.again_s
-    windows = {"forward": ranks.mean.forward_s, "backward": backward}
+    again_launch = ranks.forward_launch_s * (ranks.again_s > 0)
+    windows = {  # a pass that waits for its host goes on as long, and hides as much
+        "forward": np.maximum(ranks.mean.forward_s, ranks.forward_launch_s),
+        "backward": np.maximum(backward, ranks.backward_launch_s + again_launch),
+    }
     terms: dict[str, Any] = {}
     for phase, window in windows.items():
         of_phase = {k: v for k, v in sent.beside.items() if k[2] == phase}
