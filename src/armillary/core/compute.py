@@ -191,7 +191,8 @@ def waited_s(busy_s: Any, launch_s: Any) -> Array:
 
     Host and device run beside each other and the slower sets the pace, kernel by kernel: of a pass
     whose kernels differ some wait for the host and others for the device. The root of the sum of
-    fourth powers is the larger where one is far larger, and a fifth above both where they are equal.
+    fourth powers is the larger where one is far larger, and a fifth above both where both are
+    equal.
 
     Source: form and power fitted on 720 runs of small models (vTrain; docs/plan.md).
     """
