@@ -98,3 +98,9 @@ def submitted(words: list[str]) -> str:
             "change what it names; the script is kept in the job's folder",
         )
     return said[-1].strip()
+
+
+def unanswered(done: subprocess.CompletedProcess[str]) -> dict[str, str]:
+    """The state of a job whose batch system gave an error instead: it may well be running."""
+    said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+    return {"state": "not known", "reason": said[-1]}

@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass
 
-from armillary.train.submit.schedulers.door import Ask, run, submitted
+from armillary.train.submit.schedulers.door import Ask, run, submitted, unanswered
 
 WAITING = """\
 # The ranks are told to save and leave by `timeout` before their start, and by a TERM to this shell
@@ -59,7 +59,9 @@ class Pbs:
         """State, comment and times as `qstat -f` tells them; {} once it knows the job no more."""
         done = run(["qstat", "-f", job])
         found = dict(re.findall(r"^\s*([\w.]+) = (.*)$", done.stdout, re.MULTILINE))
-        if done.returncode != 0 or "job_state" not in found:
+        if done.returncode != 0 and not re.search(r"Unknown Job|has finished", done.stderr):
+            return unanswered(done)
+        if "job_state" not in found:
             return {}
         wanted = {
             "state": "job_state",

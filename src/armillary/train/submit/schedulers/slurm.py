@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from armillary.train.submit.schedulers.door import Ask, run, submitted
+from armillary.train.submit.schedulers.door import Ask, run, submitted, unanswered
 
 WAITING = """\
 # Before the time is up Slurm sends USR1 to this shell, and before preempting TERM: the ranks are
@@ -64,7 +64,9 @@ class Slurm:
         """State, reason and times as squeue tells them; {} once it knows the job no more."""
         done = run(["squeue", "--noheader", f"--jobs={job}", "--format=%T|%r|%M|%l|%S"])
         words = done.stdout.strip().split("|")
-        if done.returncode != 0 or len(words) != 5:
+        if done.returncode != 0 and "Invalid job id" not in done.stderr:
+            return unanswered(done)
+        if len(words) != 5:
             return {}
         return dict(zip(("state", "reason", "used", "limit", "start"), words, strict=True))
 
