@@ -316,6 +316,21 @@ def test_copies_that_differ_name_the_axis() -> None:
     assert "copies differ along sharded:" in pattern
 
 
+def test_a_value_that_was_not_updated_is_stale() -> None:
+    """A buffer as it was before the first step, and a norm that is the step before's."""
+    right = Trace(
+        buffers={"mean": np.array([1.0, 2.0])}, begun={"mean": np.array([0.5, 4.0])}, norms=[3.0, 2]
+    )
+    ours = Trace(buffers={"mean": np.array([0.5, 4.0])}, norms=[3.0, 3.0])
+    found = compare([ours, ours], right, Layout.parse("data=2"))
+    wrong = {(d.kind, d.name): d.pattern for d in found if d.difference > 0}
+    assert wrong.keys() == {("buffer", "mean"), ("norm", "step 2")}
+    assert all("stale" in pattern for pattern in wrong.values())
+    other = Trace(buffers={"mean": np.array([0.5, 3.0])}, norms=[3.0, 4.0])
+    found = compare([other, other], right, Layout.parse("data=2"))
+    assert not any("stale" in d.pattern for d in found)
+
+
 def test_a_tensor_that_no_rank_holds_is_missing() -> None:
     right = traces([{"w": [1.0]}])[0]
     [found] = [d for d in compare(traces([{}, {}]), right, Layout.parse("data=2")) if d.name == "w"]

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment
 
+from armillary.verify.matrix import refusals
+
 if TYPE_CHECKING:
     from armillary.verify.matrix import Rows
     from armillary.verify.proof import Proof
@@ -32,12 +34,12 @@ parameter and buffer; equal is a relative difference of at most {{ tolerance }}.
 {% for rows in composition %}<table>{% for row in rows %}<tr>{% for cell in row %}
 {% if loop.first or row is sameas rows[0] %}<th>{{ cell }}</th>
 {% else %}<td>{{ cell }}</td>{% endif %}{% endfor %}</tr>{% endfor %}</table>{% endfor %}
-{% for proof in proofs %}
+{% for proof, refused in proofs %}
 <h2>{{ proof.recipe }}</h2>
 <p>{{ "{:,}".format(proof.num_parameters) }} parameters: {{ proof.size }}.</p>
 <table><tr><th>layout</th><th>ranks</th><th></th><th>worst difference</th><th></th></tr>
-{% for f in proof.findings %}<tr><td>{{ f.layout }}</td><td>{{ f.num_ranks }}</td>
-<td class="{{ f.state }}">{{ f.state }}</td>
+{% for f in proof.findings if f.state != "refused" %}<tr><td>{{ f.layout }}</td>
+<td>{{ f.num_ranks }}</td><td class="{{ f.state }}">{{ f.state }}</td>
 <td class="number">{% if f.num_tensors %}{{ "%.1e" % f.worst }} of {{ f.num_tensors }} tensors
 {% endif %}</td>
 <td>{% if f.state == "wrong" %}suspected: {{ f.suspects | join(", ") }}
@@ -45,6 +47,9 @@ parameter and buffer; equal is a relative difference of at most {{ tolerance }}.
 <br>{{ d.kind }} {{ d.name }}: {{ "%.1e" % d.difference }}, rank {{ d.rank }};
 {{ d.pattern }}{% endfor %}{% elif f.reason %}<pre>{{ f.reason }}</pre>{% endif %}
 </td></tr>{% endfor %}</table>
+{% if refused %}<table><tr><th>refused, before a rank starts</th><th>layouts</th></tr>
+{% for reason, layouts in refused %}<tr><td><pre>{{ reason }}</pre></td>
+<td class="refused">{{ layouts | join("; ") }}</td></tr>{% endfor %}</table>{% endif %}
 {% endfor %}</body></html>
 """
 
@@ -59,5 +64,6 @@ def render(proofs: "Sequence[Proof]", composition: Sequence["Rows"]) -> str:
         "refused": states.count("refused"),
     }
     page = Environment(autoescape=True).from_string(PAGE)
+    told = [(d, refusals(proof.findings)) for d, proof in zip(plain, proofs, strict=True)]
     tolerance = plain[0]["tolerance"] if plain else 0.0
-    return page.render(proofs=plain, composition=composition, counts=counts, tolerance=tolerance)
+    return page.render(proofs=told, composition=composition, counts=counts, tolerance=tolerance)

@@ -8,9 +8,10 @@ from rich.table import Table
 
 from armillary.verify.check import EQUAL, REFUSED, Finding
 from armillary.verify.compare import TOLERANCE
+from armillary.verify.matrix import refusals
 from armillary.verify.proof import NUM_SHOWN, Proof, composition
 
-MARKS = {EQUAL: "[green]equal", REFUSED: "[dim]refused"}
+MARKS = {EQUAL: "[green]equal"}
 
 
 class Telling:
@@ -53,13 +54,18 @@ def print_proofs(proofs: Sequence[Proof], *, with_composition: bool) -> None:
 
 
 def print_proof(proof: Proof) -> None:
-    """A line a layout, and the worst tensors of those that are wrong."""
+    """A line a layout, with the worst tensors of those that are wrong, and a line a reason for
+    which others are refused.
+    """
     console = Console(highlight=False)
     console.print(
         f"{proof.recipe}: {proof.num_parameters:,} parameters ({proof.shrunk})", markup=False
     )
     rows = Table("layout", "ranks", "", "worst", "", box=None)
+    rows.columns[0].overflow = "fold"
     for finding in proof.findings:
+        if finding.state == REFUSED:
+            continue
         rows.add_row(
             str(finding.layout),
             str(finding.layout.num_ranks),
@@ -67,13 +73,18 @@ def print_proof(proof: Proof) -> None:
             f"{finding.worst:.1e}" if finding.differences else "",
             _remark(finding),
         )
-    console.print(rows)
+    if rows.row_count:
+        console.print(rows)
+    for reason, layouts in refusals(proof.findings):
+        others = f" and {len(layouts) - 1} more" if layouts[1:] else ""
+        why = reason.partition("\n")[0]
+        console.print(f" refused {layouts[0]}{others}: {why}", markup=False)
 
 
 def _remark(finding: Finding) -> str:
     if finding.state == EQUAL:
         return ""
-    if finding.state == REFUSED or not finding.differences:
+    if not finding.differences:
         return finding.reason.partition("\n")[0]
     worst = [
         f"{d.kind} {d.name}: {d.difference:.1e} on rank {d.rank}; {d.pattern}"
