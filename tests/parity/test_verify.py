@@ -3,6 +3,7 @@
 import functools
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,11 @@ from armillary.verify.matrix import layouts, table
 from armillary.verify.prepare import prepare
 from armillary.verify.program import Program, Trace, run
 from armillary.verify.proof import BEGIN, END
+from armillary.verify.proving import of_plan
 from armillary.verify.ranks import Ranks
 from armillary.verify.shrink import LEAST_BLOCKS
 from tests.contract.test_axes import TOY
+from tests.fault.test_plan_errors import PLAN
 from tests.parity.runs import CASES
 
 MLP, WRONG_LOSS = str(CASES / "mlp.py"), str(CASES / "sabotage_loss.py")
@@ -193,6 +196,7 @@ def test_a_wrong_layout_is_named_on_a_terminal(say: Any) -> None:
         ([], "a layout is named, or --all"),
         (["--all", "1"], "on 2 to 64 local ranks"),
         (["--plan", "nowhere.json"], "nowhere.json"),
+        (["--layout", "data=64,sharded=4"], "--layout data=2,sharded=2"),
         (["--layout", "data=2", "--set", "width=wide"], "width"),
     ],
 )
@@ -205,6 +209,24 @@ def test_a_refusal_ends_with_2_before_a_rank_starts(
     monkeypatch.setattr(Ranks, "_grow_to", never)
     found = say(MLP, *words)
     assert found.code == 2 and said in found.err + found.out
+
+
+@pytest.mark.parametrize(
+    ("words", "batch", "proven"),
+    [
+        ("data=64,sharded=4,micro_batch_size=4", 4096, "data=2,sharded=2,micro_batch_size=1"),
+        ("data=64,sharded=4,micro_batch_size=4", 1024, "data=2,sharded=2"),
+        ("sharded=8,micro_batch_size=4", 64, "sharded=8,micro_batch_size=4"),
+    ],
+)
+def test_the_plan_of_a_machine_is_proven_by_its_axes(
+    tmp_path: Path, words: str, batch: int, proven: str
+) -> None:
+    """At degree 2 if it is of many ranks, and in micro batches where it makes several."""
+    plan = replace(PLAN, layout=Layout.parse(words), global_batch_size=batch)
+    path = tmp_path / "plan.json"
+    path.write_text(plan.to_json())
+    assert str(of_plan(path)) == proven
 
 
 def test_a_table_without_its_marks_is_refused(say: Any, tmp_path: Path) -> None:

@@ -1,11 +1,13 @@
 """What verify says while it works and at its end, on a terminal or in a log."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from armillary.spec import Layout
 from armillary.verify.check import EQUAL, REFUSED, Finding
 from armillary.verify.compare import TOLERANCE
 from armillary.verify.matrix import refusals
@@ -42,6 +44,12 @@ class Telling:
     def ended(self) -> None:
         """All layouts are done."""
         self.bar.stop()
+
+
+def note_plan(path: Path, layout: Layout) -> None:
+    """Say on stderr as what layout the plan in a file is proven."""
+    console = Console(stderr=True, highlight=False)
+    console.print(f"{path} is proven as {layout} on {layout.num_ranks} local ranks", markup=False)
 
 
 def print_proofs(proofs: Sequence[Proof], *, with_composition: bool) -> None:
