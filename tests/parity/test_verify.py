@@ -181,6 +181,33 @@ def test_a_wrong_layout_ends_with_4_and_is_reported(say: Any, tmp_path: Path) ->
     assert "WRONG: sabotage_loss" in text
 
 
+@pytest.mark.parametrize(
+    ("noise", "said"),
+    [
+        ("float(numpy.random.rand())", "gives other numbers when it is run again"),
+        ("float('nan')", "the serial loss of step 1 is nan"),
+        ("no_such_name", "the serial program fails: NameError"),
+    ],
+)
+def test_a_program_that_is_no_yardstick_is_refused(
+    say: Any, tmp_path: Path, noise: str, said: str
+) -> None:
+    """No layout is called wrong for what the serial program does by itself."""
+    path = tmp_path / "noisy.py"
+    path.write_text(
+        Path(MLP).read_text()
+        + f"""
+import numpy
+quiet = loss
+
+def loss(model, batch):
+    return quiet(model, batch) * (1 + {noise} * model.training)
+"""
+    )
+    found = say(str(path), "--layout", "data=2", "--steps", "1")
+    assert found.code == 2 and said in found.err + found.out
+
+
 def test_a_wrong_layout_is_named_on_a_terminal(say: Any) -> None:
     found = say(WRONG_LOSS, "--layout", "data=2", "--steps", "1")
     assert found.code == 4

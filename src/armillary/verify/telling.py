@@ -17,10 +17,13 @@ MARKS = {EQUAL: "[green]equal"}
 
 
 class Telling:
-    """Progress over the layouts of a recipe; a quiet one says nothing. Goes to stderr."""
+    """Progress over the layouts of a recipe; a quiet one says nothing. Goes to stderr, as a bar on
+    a terminal, as a line a layout that was run in a log.
+    """
 
     def __init__(self, recipe: str, *, quiet: bool) -> None:
-        console = Console(stderr=True, quiet=quiet, highlight=False)
+        self.recipe, self.num_done, self.num_layouts = recipe, 0, 0
+        self.console = console = Console(stderr=True, quiet=quiet, highlight=False)
         self.bar = Progress(
             TextColumn(recipe),
             MofNCompleteColumn(),
@@ -34,12 +37,17 @@ class Telling:
 
     def started(self, num_layouts: int) -> None:
         """There are so many layouts."""
+        self.num_layouts = num_layouts
         self.bar.start()
         self.bar.update(self.task, total=num_layouts)
 
     def told(self, finding: Finding) -> None:
         """One layout is done."""
-        self.bar.update(self.task, advance=1, shown=f"{finding.layout} {finding.state}")
+        said = f"{finding.layout} {finding.state}"
+        self.num_done += 1
+        self.bar.update(self.task, advance=1, shown=said)
+        if not self.console.is_terminal and finding.state != REFUSED:
+            self.console.print(f"{self.recipe} {self.num_done}/{self.num_layouts} {said}")
 
     def ended(self) -> None:
         """All layouts are done."""
