@@ -150,6 +150,20 @@ def buffer_updated_from_own_samples() -> Context:
     return replaced(routed, "_balance_over", lambda real: lambda module, ranks: real(module, None))
 
 
+@fault("expert_tokens", "data=2", "data", "stale", kind="buffer", balance="bias")
+def buffer_never_updated() -> Context:
+    """A buffer that moves after each step stays as the model was built."""
+
+    def make(real: Any) -> Any:
+        def balance(module: Any, ranks: Any) -> None:
+            real(module, ranks)
+            module.after_step = lambda: None
+
+        return balance
+
+    return replaced(routed, "_balance_over", make)
+
+
 @fault(
     "mlp", "data=2,micro_batch_size=4", "micro_batch_size", COPIES_DIFFER,
     thread="pytorch/torchtitan#1733",
@@ -293,14 +307,15 @@ def norm_of_the_rank_s_shard() -> Context:
     return replaced(stepper, "clip_gradients", make)
 
 
-@fault("sabotage_decoder", "sharded=2", "sharded", kind="norm")
+@fault("sabotage_decoder", "sharded=2", "sharded", "stale", kind="norm")
 def norm_of_the_step_before() -> Context:
-    """Clipping uses a norm that the last step left behind."""
-    kept = [1.0]
+    """Clipping uses the norm that the last step left behind, from the second step on."""
+    kept: list[float] = []
 
     def make(real: Any) -> Any:
         def clipped(parameters: Any, clip_norm: float, mesh: Any) -> float:
-            norm, kept[0] = kept[0], real(parameters, 0.0 * clip_norm + 1e30, mesh)
+            kept.append(real(parameters, 0.0 * clip_norm + 1e30, mesh))
+            norm = kept[max(len(kept) - 2, 0)]
             torch._foreach_mul_([p.grad for p in parameters], min(1.0, clip_norm / norm))
             return norm
 

@@ -36,7 +36,9 @@ class Cases:
         """The same program with the fault, against the same serial run."""
         clean = self.of(sabotage)
         job = functools.partial(run_sabotaged, sabotage.name)
-        return Checker(clean.prepared, clean.ranks, job=job, _serial=clean.serial)
+        return Checker(
+            clean.prepared, clean.ranks, job=job, _serial=clean.serial, _was_repeated=True
+        )
 
 
 @pytest.fixture(scope="module")

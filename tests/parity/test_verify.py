@@ -3,6 +3,7 @@
 import functools
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,11 @@ from armillary.verify.matrix import layouts, table
 from armillary.verify.prepare import prepare
 from armillary.verify.program import Program, Trace, run
 from armillary.verify.proof import BEGIN, END
+from armillary.verify.proving import of_plan
 from armillary.verify.ranks import Ranks
 from armillary.verify.shrink import LEAST_BLOCKS
 from tests.contract.test_axes import TOY
+from tests.fault.test_plan_errors import PLAN
 from tests.parity.runs import CASES
 
 MLP, WRONG_LOSS = str(CASES / "mlp.py"), str(CASES / "sabotage_loss.py")
@@ -178,6 +181,33 @@ def test_a_wrong_layout_ends_with_4_and_is_reported(say: Any, tmp_path: Path) ->
     assert "WRONG: sabotage_loss" in text
 
 
+@pytest.mark.parametrize(
+    ("noise", "said"),
+    [
+        ("float(numpy.random.rand())", "gives other numbers when it is run again"),
+        ("float('nan')", "the serial loss of step 1 is nan"),
+        ("no_such_name", "the serial program fails: NameError"),
+    ],
+)
+def test_a_program_that_is_no_yardstick_is_refused(
+    say: Any, tmp_path: Path, noise: str, said: str
+) -> None:
+    """No layout is called wrong for what the serial program does by itself."""
+    path = tmp_path / "noisy.py"
+    path.write_text(
+        Path(MLP).read_text()
+        + f"""
+import numpy
+quiet = loss
+
+def loss(model, batch):
+    return quiet(model, batch) * (1 + {noise} * model.training)
+"""
+    )
+    found = say(str(path), "--layout", "data=2", "--steps", "1")
+    assert found.code == 2 and said in found.err + found.out
+
+
 def test_a_wrong_layout_is_named_on_a_terminal(say: Any) -> None:
     found = say(WRONG_LOSS, "--layout", "data=2", "--steps", "1")
     assert found.code == 4
@@ -193,6 +223,7 @@ def test_a_wrong_layout_is_named_on_a_terminal(say: Any) -> None:
         ([], "a layout is named, or --all"),
         (["--all", "1"], "on 2 to 64 local ranks"),
         (["--plan", "nowhere.json"], "nowhere.json"),
+        (["--layout", "data=64,sharded=4"], "--layout data=2,sharded=2"),
         (["--layout", "data=2", "--set", "width=wide"], "width"),
     ],
 )
@@ -205,6 +236,24 @@ def test_a_refusal_ends_with_2_before_a_rank_starts(
     monkeypatch.setattr(Ranks, "_grow_to", never)
     found = say(MLP, *words)
     assert found.code == 2 and said in found.err + found.out
+
+
+@pytest.mark.parametrize(
+    ("words", "batch", "proven"),
+    [
+        ("data=64,sharded=4,micro_batch_size=4", 4096, "data=2,sharded=2,micro_batch_size=1"),
+        ("data=64,sharded=4,micro_batch_size=4", 1024, "data=2,sharded=2"),
+        ("sharded=8,micro_batch_size=4", 64, "sharded=8,micro_batch_size=4"),
+    ],
+)
+def test_the_plan_of_a_machine_is_proven_by_its_axes(
+    tmp_path: Path, words: str, batch: int, proven: str
+) -> None:
+    """At degree 2 if it is of many ranks, and in micro batches where it makes several."""
+    plan = replace(PLAN, layout=Layout.parse(words), global_batch_size=batch)
+    path = tmp_path / "plan.json"
+    path.write_text(plan.to_json())
+    assert str(of_plan(path)) == proven
 
 
 def test_a_table_without_its_marks_is_refused(say: Any, tmp_path: Path) -> None:
@@ -314,6 +363,21 @@ def test_copies_that_differ_name_the_axis() -> None:
     assert "copies differ along data:" in pattern
     [pattern] = patterns(copies, [1.5], "sharded=2,data=2")
     assert "copies differ along sharded:" in pattern
+
+
+def test_a_value_that_was_not_updated_is_stale() -> None:
+    """A buffer as it was before the first step, and a norm that is the step before's."""
+    right = Trace(
+        buffers={"mean": np.array([1.0, 2.0])}, begun={"mean": np.array([0.5, 4.0])}, norms=[3.0, 2]
+    )
+    ours = Trace(buffers={"mean": np.array([0.5, 4.0])}, norms=[3.0, 3.0])
+    found = compare([ours, ours], right, Layout.parse("data=2"))
+    wrong = {(d.kind, d.name): d.pattern for d in found if d.difference > 0}
+    assert wrong.keys() == {("buffer", "mean"), ("norm", "step 2")}
+    assert all("stale" in pattern for pattern in wrong.values())
+    other = Trace(buffers={"mean": np.array([0.5, 3.0])}, norms=[3.0, 4.0])
+    found = compare([other, other], right, Layout.parse("data=2"))
+    assert not any("stale" in d.pattern for d in found)
 
 
 def test_a_tensor_that_no_rank_holds_is_missing() -> None:

@@ -9,6 +9,7 @@ import torch
 
 from armillary.axes import discover
 from armillary.spec import Layout
+from armillary.step.recipe import load_recipe
 from armillary.verify.check import (
     EQUAL,
     REFUSED,
@@ -17,7 +18,9 @@ from armillary.verify.check import (
     as_verified,
     count_micro_batches,
 )
-from armillary.verify.matrix import layouts, markdown, table, threes
+from armillary.verify.matrix import layouts, markdown, refusals, table, threes
+from armillary.verify.prepare import prepare
+from armillary.verify.program import run
 from tests.parity.ranks import Ranks
 
 
@@ -60,6 +63,21 @@ def test_threes_are_told_in_few_lines() -> None:
     assert threes({"routed": []}) == []
 
 
+def test_a_reason_is_told_once_with_its_layouts() -> None:
+    def refused(words: str, reason: str) -> Finding:
+        return Finding(layout=Layout.parse(words), state=REFUSED, reason=reason)
+
+    found = [
+        refused("tensor=4", "layout.tensor: degree 4 does not divide num_heads 2"),
+        refused("expert=2", "layout.expert: degree 2 for a model without experts"),
+        refused("expert=4", "layout.expert: degree 4 for a model without experts"),
+        Finding(layout=Layout.parse("data=2"), state=EQUAL),
+    ]
+    assert refusals(found) == [(found[1].reason, ["expert=2", "expert=4"])] + [
+        (found[0].reason, ["tensor=4"])
+    ]
+
+
 @pytest.mark.parametrize("words", ["pipeline=2", "pipeline=4", "data=2,pipeline=2"])
 def test_stages_are_proven_on_two_micro_batches_each(words: str) -> None:
     layout = Layout.parse(words)
@@ -86,6 +104,25 @@ def inferred(words: str) -> tuple[list[str], int]:
         spec = DTensorSpec(world.mesh, (Replicate(),), tensor_meta=meta)
         schemas = [OpSchema(torch.ops.aten.add.Tensor, (spec, n), {}) for n in (1, 1.0, True, 1)]
         return [str(infer(schema).dtype) for schema in schemas], len(getattr(infer, KNOWN))
+
+
+def num_meshes_kept() -> int:
+    """Meshes that a warm rank still holds, after what runs by itself there was collected."""
+    import gc
+
+    from torch.distributed import DeviceMesh
+
+    gc.collect()
+    return sum(type(each) is DeviceMesh for each in gc.get_objects())
+
+
+def test_a_warm_rank_keeps_no_mesh_of_a_layout(ranks: Ranks) -> None:
+    """Each would keep its groups, with their threads and sockets, as long as the pool lives."""
+    prepared = prepare(load_recipe("moe", {}), num_steps=1)
+    for words in ("pipeline=2,data=2", "sequence=2,tensor=2"):
+        layout = as_verified(Layout.parse(words), prepared.program.batch_size)
+        ranks.run(layout.num_ranks, run, prepared.program, layout)
+        assert ranks.run(layout.num_ranks, num_meshes_kept) == [0] * layout.num_ranks, words
 
 
 def test_a_shape_is_worked_out_once_over_meshes(ranks: Ranks) -> None:

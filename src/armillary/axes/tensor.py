@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from torch.distributed import DeviceMesh
 
 NORMS = "tensor.norms"
+NUM_REASONS = 3
 RULE = "whole {unit} stay on one rank (axes/tensor.py)"
 
 
@@ -70,7 +71,7 @@ class Tensor:
                     layouts,
                     always,
                     f"degree {{degree}} for {graph.name}, of which nothing can be split"
-                    f"{_first_reason(graph)}",
+                    f"{_reasons(graph)}",
                     "a pair of linear maps or convolutions, joined by what acts on each feature, "
                     "channel or head alone, is split (axes/tensor.py)",
                     "use tensor=1",
@@ -237,10 +238,15 @@ def _names(path: str, graph: ModelGraph) -> tuple[str, ...]:
     return next((paths for paths in graph.tied if path in paths), (path,))
 
 
-def _first_reason(graph: ModelGraph) -> str:
+def _reasons(graph: ModelGraph) -> str:
+    """Why what was looked at cannot be split: each reason once, by the first module it holds for,
+    and no more of them than are read.
+    """
+    firsts: dict[str, str] = {}
     for path, reason in graph.unsplit.items():
-        return f": {path or 'the model'}: {reason}"
-    return ""
+        firsts.setdefault(reason, path or "the model")
+    told = [f"{path}: {reason}" for reason, path in firsts.items()][:NUM_REASONS]
+    return f": {'; '.join(told)}" if told else ""
 
 
 AXIS = Tensor()

@@ -11,9 +11,8 @@ from typing import Any
 
 from armillary.models import families, references
 from armillary.spec import ModelGraph, SpecError, nearest, write_atomically
+from armillary.step.recipe import BUILT_IN, DATA_VARIABLE
 
-DATA_VARIABLE = "ARMILLARY_DATA"
-BUILT_IN = "armillary.recipes"
 NUM_TRACED = 2
 """Samples of the batch that a recipe is traced with."""
 

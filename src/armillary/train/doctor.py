@@ -9,7 +9,8 @@ import torch
 import torch.distributed as dist
 
 from armillary.spec import SpecError
-from armillary.train.environment import hardware, versions
+from armillary.step.versions import versions
+from armillary.train.environment import hardware
 from armillary.train.launchers import find_here, job_hosts
 
 PROGRAMS = ("torchrun", "srun", "sbatch", "mpiexec", "mpirun", "qsub", "palsd")

@@ -1,6 +1,5 @@
 """What a run runs on: versions, the state of the source, and the hardware."""
 
-import importlib.metadata
 import os
 import platform
 import resource
@@ -10,19 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-
-PACKAGES = ("armillary", "torch", "numpy")
-
-
-def versions() -> dict[str, str]:
-    """The versions of Python and the packages that a result depends on."""
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 def git_state(folder: Path) -> dict[str, Any]:

@@ -12,8 +12,9 @@ from armillary.spec import Manifest, ModelGraph
 from armillary.step.batches import Feed, Step, fingerprint
 from armillary.step.recipe import Recipe
 from armillary.step.stepper import StepResult
+from armillary.step.versions import versions
 from armillary.step.world import World
-from armillary.train.environment import git_state, hardware, measured_memory_bytes, versions
+from armillary.train.environment import git_state, hardware, measured_memory_bytes
 from armillary.train.evaluate import Evaluation
 from armillary.train.progress import ProgressReport
 from armillary.train.request import TrainRequest

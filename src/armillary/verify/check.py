@@ -1,5 +1,6 @@
 """Layouts proven one by one: refused, equal, or wrong, and if wrong along which axis."""
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -53,6 +54,7 @@ class Checker:
     job: Callable[[Program, Layout], Trace] = run
     _known: dict[str, Finding] = field(default_factory=dict)
     _serial: Trace | None = None
+    _was_repeated: bool = False
 
     @property
     def serial(self) -> Trace:
@@ -67,6 +69,7 @@ class Checker:
                     "a layout is proven against a serial step that runs to its end",
                     "correct the recipe, or its tiny()",
                 ) from None
+            _require_finite(self._serial)
         return self._serial
 
     @property
@@ -75,10 +78,15 @@ class Checker:
         return self.prepared.program
 
     def check(self, layout: Layout) -> Finding:
-        """What becomes of `layout`; the axes that an error comes from are looked for."""
+        """What becomes of `layout`; the axes that an error comes from are looked for.
+
+        Raises: `SpecError` if the serial program fails, or gives other numbers when run again.
+        """
         finding = self._check(layout)
         if finding.state in (EQUAL, REFUSED):
             return finding
+        if finding.state == WRONG and not self._was_repeated:
+            self._repeat()
         return replace(finding, suspects=tuple(self._suspects(finding)))
 
     def check_all(
@@ -90,6 +98,21 @@ class Checker:
             findings.append(self.check(layout))
             told(findings[-1])
         return findings
+
+    def _repeat(self) -> None:
+        """Run the serial program again: what differs from itself proves nothing."""
+        self._was_repeated = True
+        again = self.ranks.run(1, self.job, self.program, serial_layout())
+        worst = compare(again, self.serial, serial_layout())[0]
+        if not worst.difference <= TOLERANCE:
+            raise SpecError(
+                "recipe",
+                f"the serial program gives other numbers when it is run again: {worst.kind} "
+                f"{worst.name} differs by {worst.difference:.1e}",
+                "a layout is proven against numbers that depend on the seed alone",
+                "draw random numbers from torch, in model() or loss(), and keep no state of your "
+                "own between calls",
+            )
 
     def _check(self, layout: Layout) -> Finding:
         key = str(layout)
@@ -147,6 +170,18 @@ def _along(layout: Layout, axis: str) -> Layout:
         options={n: v for n, v in layout.options.items() if n.startswith(f"{axis}.")},
         micro_batch_size=0,
     )
+
+
+def _require_finite(serial: Trace) -> None:
+    """Raise `SpecError` if a loss is no number, to which nothing can be equal."""
+    for index, loss in enumerate(serial.losses):
+        if not math.isfinite(loss):
+            raise SpecError(
+                "recipe",
+                f"the serial loss of step {index + 1} is {loss}",
+                "a layout is proven against losses that are finite numbers",
+                "lower the learning rate, or --steps",
+            )
 
 
 def serial_layout() -> Layout:

@@ -59,7 +59,8 @@ def compare(
         ("buffer", "buffers"),
     ):
         ours, theirs = [getattr(t, field) for t in traces], getattr(serial, field)
-        found += _tensors(kind, ours, theirs, lay)
+        begun = {} if kind == "gradient" else serial.begun
+        found += _tensors(kind, ours, theirs, begun, lay)
     return sorted(found, key=lambda d: (-_sortable(d.difference), KINDS.index(d.kind)))
 
 
@@ -105,6 +106,8 @@ class Lay:
 
 FACTORS = {1: "{}", -1: "1/{}"}
 POWERS = {0.5: "sqrt({})", -0.5: "1/sqrt({})", 2: "{}^2", -2: "1/{}^2"}
+WHY_APART = ": not reduced over all of them, or other data or seeds"
+STALE = "what it was before: stale, not updated"
 KINDS = ("seed", "gradient", "loss", "norm", "buffer", "parameter")
 
 
@@ -117,7 +120,8 @@ def _numbers(
 ) -> Iterable[Difference]:
     for step, value in enumerate(theirs):
         copies = {rank: np.array([numbers[step]]) for rank, numbers in enumerate(ours)}
-        yield _difference(kind, f"step {step + 1}", copies, np.array([value]), 0.0, lay)
+        before = np.array([theirs[step - 1]]) if step else None
+        yield _difference(kind, f"step {step + 1}", copies, np.array([value]), 0.0, lay, before)
 
 
 def _weighed(losses: Sequence[Difference], norms: Sequence[Difference]) -> Iterable[Difference]:
@@ -133,14 +137,16 @@ def _weighed(losses: Sequence[Difference], norms: Sequence[Difference]) -> Itera
     return [*norms[:-1], replace(norms[-1], pattern=pattern)]
 
 
-def _tensors(kind: str, ours: Sequence[Tensors], theirs: Tensors, lay: Lay) -> Iterable[Difference]:
+def _tensors(
+    kind: str, ours: Sequence[Tensors], theirs: Tensors, begun: Tensors, lay: Lay
+) -> Iterable[Difference]:
     least = LEAST_SHARE * max((float(np.abs(t).max(initial=0)) for t in theirs.values()), default=0)
     for name, tensor in theirs.items():
         copies = {rank: held[name] for rank, held in enumerate(ours) if name in held}
         if not copies:
             yield Difference(kind=kind, name=name, difference=np.inf, rank=0, pattern="missing")
             continue
-        yield _difference(kind, name, copies, tensor, least, lay)
+        yield _difference(kind, name, copies, tensor, least, lay, begun.get(name))
 
 
 def _difference(
@@ -150,7 +156,9 @@ def _difference(
     right: NDArray[Any],
     least: float,
     lay: Lay,
+    before: NDArray[Any] | None = None,
 ) -> Difference:
+    """How far the worst of some ranks' copies is from `right`; `before` is what it was earlier."""
     off = {rank: _relative(copy, right, least) for rank, copy in copies.items()}
     worst = max(off, key=lambda rank: _sortable(off[rank]))
     pattern = ""
@@ -158,12 +166,12 @@ def _difference(
     if not off[worst] <= TOLERANCE:
         if np.isfinite(copies[worst]).all():
             along = _disagreement(copies, least, lay)
-        pattern = (
-            f"the ranks' copies differ along {', '.join(along)}: not reduced over all of them, or "
-            "other data or seeds"
-            if along
-            else _pattern(copies[worst], right, lay)
-        )
+        if along:
+            pattern = f"the ranks' copies differ along {', '.join(along)}{WHY_APART}"
+        elif before is not None and _relative(copies[worst], before, least) <= TOLERANCE:
+            pattern = STALE
+        else:
+            pattern = _pattern(copies[worst], right, lay)
     return Difference(
         kind=kind, name=name, difference=off[worst], rank=worst, pattern=pattern, along=along
     )

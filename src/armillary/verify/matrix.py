@@ -1,4 +1,6 @@
-"""Which layouts are proven by `--all`: axes alone, in pairs and in threes, and every option."""
+"""Which layouts are proven by `--all`: axes alone, in pairs and in threes, and every option; and
+what is said of them all: what composes with what, and why the others are refused.
+"""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -94,6 +96,18 @@ def _cell(findings: Mapping[str, Sequence[Finding]], axes: set[str]) -> str:
     if wrong:
         return f"{WRONG}: {', '.join(wrong)}"
     return ", ".join(proven) or ("refused" if any(states.values()) else "")
+
+
+def refusals(findings: Sequence[Finding]) -> list[tuple[str, list[str]]]:
+    """Every reason for which layouts are refused, once but for its numbers, and those layouts; the
+    reason of most of them first.
+    """
+    reasons: dict[str, tuple[str, list[str]]] = {}
+    for finding in findings:
+        if finding.state == REFUSED:
+            words = re.sub(r"\d+", "", finding.reason)
+            reasons.setdefault(words, (finding.reason, []))[1].append(str(finding.layout))
+    return sorted(reasons.values(), key=lambda reason: -len(reason[1]))
 
 
 def markdown(rows: Rows) -> str:

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment
 
+from armillary.verify.matrix import refusals
+
 if TYPE_CHECKING:
     from armillary.verify.matrix import Rows
     from armillary.verify.proof import Proof
@@ -27,17 +29,20 @@ td.wrong, td.failed { color: #ff8a80; } }
 <h1>The parallel program against the serial one</h1>
 <p>{{ counts.equal }} layouts equal, {{ counts.wrong }} wrong, {{ counts.refused }} refused.
 In float64, through the optimiser step that training runs: losses, gradient norms, every gradient,
-parameter and buffer; equal is a relative difference of at most {{ tolerance }}.</p>
+parameter and buffer; equal is a relative difference of at most {{ tolerance }}. On local ranks of
+the CPU by gloo, with {% for name, version in versions.items() %}{{ name }} {{ version }}
+{%- if not loop.last %}, {% endif %}{% endfor %}.</p>
 <h2>What composes</h2>
 {% for rows in composition %}<table>{% for row in rows %}<tr>{% for cell in row %}
 {% if loop.first or row is sameas rows[0] %}<th>{{ cell }}</th>
 {% else %}<td>{{ cell }}</td>{% endif %}{% endfor %}</tr>{% endfor %}</table>{% endfor %}
-{% for proof in proofs %}
+{% for proof, refused in proofs %}
 <h2>{{ proof.recipe }}</h2>
-<p>{{ "{:,}".format(proof.num_parameters) }} parameters: {{ proof.size }}.</p>
+<p>{{ "{:,}".format(proof.num_parameters) }} parameters: {{ proof.size }}. {{ proof.num_steps }}
+optimiser steps, the last on fewer samples. Took {{ "%.0f" % proof.taken_s }} s.</p>
 <table><tr><th>layout</th><th>ranks</th><th></th><th>worst difference</th><th></th></tr>
-{% for f in proof.findings %}<tr><td>{{ f.layout }}</td><td>{{ f.num_ranks }}</td>
-<td class="{{ f.state }}">{{ f.state }}</td>
+{% for f in proof.findings if f.state != "refused" %}<tr><td>{{ f.layout }}</td>
+<td>{{ f.num_ranks }}</td><td class="{{ f.state }}">{{ f.state }}</td>
 <td class="number">{% if f.num_tensors %}{{ "%.1e" % f.worst }} of {{ f.num_tensors }} tensors
 {% endif %}</td>
 <td>{% if f.state == "wrong" %}suspected: {{ f.suspects | join(", ") }}
@@ -45,19 +50,35 @@ parameter and buffer; equal is a relative difference of at most {{ tolerance }}.
 <br>{{ d.kind }} {{ d.name }}: {{ "%.1e" % d.difference }}, rank {{ d.rank }};
 {{ d.pattern }}{% endfor %}{% elif f.reason %}<pre>{{ f.reason }}</pre>{% endif %}
 </td></tr>{% endfor %}</table>
+{% if refused %}<table><tr><th>refused, before a rank starts</th><th>layouts</th></tr>
+{% for reason, layouts in refused %}<tr><td><pre>{{ reason }}</pre></td>
+<td class="refused">{{ layouts | join("; ") }}</td></tr>{% endfor %}</table>{% endif %}
 {% endfor %}</body></html>
 """
 
 
+WRONG = ("wrong", "failed")
+
+
 def render(proofs: "Sequence[Proof]", composition: Sequence["Rows"]) -> str:
-    """The page of `proofs` with the tables of `composition`, self-contained."""
+    """The page of `proofs`, of which there are some, with the tables of `composition`;
+    self-contained. What is wrong comes first.
+    """
     plain: list[dict[str, Any]] = [proof.to_dict() for proof in proofs]
+    for proof in plain:
+        proof["findings"].sort(key=lambda finding: finding["state"] not in WRONG)
     states = [finding["state"] for proof in plain for finding in proof["findings"]]
     counts = {
         "equal": states.count("equal"),
-        "wrong": states.count("wrong") + states.count("failed"),
+        "wrong": sum(states.count(state) for state in WRONG),
         "refused": states.count("refused"),
     }
     page = Environment(autoescape=True).from_string(PAGE)
-    tolerance = plain[0]["tolerance"] if plain else 0.0
-    return page.render(proofs=plain, composition=composition, counts=counts, tolerance=tolerance)
+    told = [(d, refusals(proof.findings)) for d, proof in zip(plain, proofs, strict=True)]
+    return page.render(
+        proofs=told,
+        composition=composition,
+        counts=counts,
+        tolerance=plain[0]["tolerance"],
+        versions=plain[0]["versions"],
+    )

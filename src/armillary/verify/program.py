@@ -55,7 +55,8 @@ class Trace:
     """What one rank saw: losses and gradient norms by step, gradients of the first step, and the
     parameters and buffers at the end; whole tensors, of the parameters that the rank holds.
 
-    `seeds` are those that its random numbers were drawn from, one a micro batch.
+    `begun` are both before the first step, noted of the serial program alone. `seeds` are those
+    that its random numbers were drawn from, one a micro batch.
     """
 
     losses: list[float] = field(default_factory=list)
@@ -63,6 +64,7 @@ class Trace:
     gradients: Tensors = field(default_factory=dict)
     parameters: Tensors = field(default_factory=dict)
     buffers: Tensors = field(default_factory=dict)
+    begun: Tensors = field(default_factory=dict)
     seeds: list[int] = field(default_factory=list)
 
 
@@ -108,13 +110,22 @@ def run(program: Program, layout: Layout) -> Trace:
     with join(layout, "cpu") as world, without_dropout():
         trace = Trace()
         stepper, feed = start(program, layout, world, partial(ObservedStepper, trace))
+        if layout.num_ranks == 1:
+            trace.begun = _parameters(stepper.model) | _buffers(stepper.model)
         for index, step in enumerate(feed.steps()):
             result = stepper.run(step, index, stop=False)
             trace.losses.append(result.loss)
             trace.norms.append(result.grad_norm or 0.0)
-        trace.parameters = {name: _array(p) for name, p in stepper.model.named_parameters()}
-        trace.buffers = {name: _array(b) for name, b in stepper.model.named_buffers()}
+        trace.parameters, trace.buffers = _parameters(stepper.model), _buffers(stepper.model)
     return trace
+
+
+def _parameters(model: nn.Module) -> Tensors:
+    return {name: _array(parameter) for name, parameter in model.named_parameters()}
+
+
+def _buffers(model: nn.Module) -> Tensors:
+    return {name: _array(buffer) for name, buffer in model.named_buffers()}
 
 
 def start(

@@ -1,6 +1,7 @@
 """What was proven of recipes: a finding a layout, in words, as JSON, as a page and as a table."""
 
 import json
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 from armillary.spec import Layout, SpecError, write_atomically
 from armillary.step.recipe import Recipe
+from armillary.step.versions import versions
 from armillary.verify.check import EQUAL, REFUSED, Checker, Finding
 from armillary.verify.compare import TOLERANCE, Difference
 from armillary.verify.matrix import Rows, markdown, table, threes
@@ -21,11 +23,15 @@ BEGIN, END = "<!-- what composes: begin -->", "<!-- what composes: end -->"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Proof:
-    """The findings of one recipe, and at which reduced size they were made."""
+    """The findings of one recipe, the reduced size at which they were made, over how many steps,
+    and how long it took.
+    """
 
     recipe: str
     shrunk: str
     num_parameters: int
+    num_steps: int
+    taken_s: float
     findings: tuple[Finding, ...]
 
     @property
@@ -39,7 +45,10 @@ class Proof:
             "recipe": self.recipe,
             "size": self.shrunk,
             "num_parameters": self.num_parameters,
+            "num_steps": self.num_steps,
+            "taken_s": round(self.taken_s, 1),
             "tolerance": TOLERANCE,
+            "versions": versions(),
             "holds": self.holds,
             "findings": [finding_to_dict(finding) for finding in self.findings],
         }
@@ -83,6 +92,7 @@ def prove(
     Raises: `SpecError` if the recipe cannot be loaded or run, or a layout that was asked for by
     name is refused.
     """
+    begun_s = time.monotonic()
     prepared = prepare(recipe, num_steps=num_steps)
     wanted = all_layouts(layouts) if isinstance(layouts, int) else layouts
     started(len(wanted))
@@ -96,6 +106,8 @@ def prove(
         recipe=recipe.name,
         shrunk=prepared.shrunk,
         num_parameters=prepared.graph.num_parameters,
+        num_steps=num_steps,
+        taken_s=time.monotonic() - begun_s,
         findings=tuple(findings),
     )
 

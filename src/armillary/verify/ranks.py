@@ -17,6 +17,8 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
 from typing import Any, Self
 
+from armillary.verify.meshes import start_forgetting
+
 JOB_TIMEOUT_S = 120.0
 GRACE_S = 2.0
 CAN_FORK = sys.platform == "linux"
@@ -153,6 +155,7 @@ def _work(pipe: Connection) -> None:
     torch.set_num_threads(1)
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")  # what torch warns of on every rank is proven or refuted here
+    forget_meshes = start_forgetting()
     while True:
         try:
             variables, function, args = pipe.recv()
@@ -169,6 +172,8 @@ def _work(pipe: Connection) -> None:
             pipe.send(answer)
         except BrokenPipeError:  # nobody waits any more: another rank has failed before
             return
+        del answer
+        forget_meshes()
 
 
 def _leave_with_parent() -> None:

@@ -109,11 +109,17 @@ class Part:
     def _forward(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
         self._hook()
         inputs = kwargs["inputs"] if self.index else (args, kwargs)
-        self.known.found.clear()
         self.calls.clear()
         self.waiting = args if self.index else ()
         try:
-            result = self._run(*inputs[0], **inputs[1])
+            return self._run_own(*inputs)
+        finally:  # what came in is not kept until the next micro batch
+            self.known.found.clear()
+            self.waiting = ()
+
+    def _run_own(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+        try:
+            result = self._run(*args, **kwargs)
         except _ReachedError as reached:
             return self._handed_on(reached.taken)
         if not self.is_last:
