@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from armillary import networks
 from armillary.axes import Axis, discover
 from armillary.axes.stages.balance import stages_per_rank
 from armillary.core import compute, pipeline
@@ -68,13 +67,7 @@ def price(
     """
     folded = fold(graph)
     parts = price_parts_of(folded, machine, software, grid)
-    messages = price_messages(
-        folded,
-        software,
-        grid,
-        global_batch_size,
-        lambda collective, size, spans: networks.seconds(machine, collective, size, spans),
-    )
+    messages = price_messages(folded, machine, software, grid, global_batch_size)
     micro, refused, reasons = _micro_batches(graph, grid, global_batch_size, software.counts_ends)
     dealt = deal(
         grid,
