@@ -3,9 +3,10 @@
 from armillary.networks.discovery import discover
 from armillary.networks.door import Network, Pattern
 from armillary.networks.groups import Groups
-from armillary.networks.price import Term, Times, explain, seconds, times
+from armillary.networks.price import Fares, Term, Times, explain, seconds
 
 __all__ = [
+    "Fares",
     "Groups",
     "Network",
     "Pattern",
@@ -14,5 +15,4 @@ __all__ = [
     "discover",
     "explain",
     "seconds",
-    "times",
 ]

@@ -1,7 +1,7 @@
 """Seconds of a collective on a machine: the fastest way of its library, over the levels."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -39,7 +39,7 @@ def seconds(machine: Machine, collective: str, bytes: ArrayLike, spans: Sequence
     Raises: `SpecError` on a collective that the machine's library lacks, or an unknown topology.
     Source: `networks/middleware.py` names the library's algorithms and costs, each level its link.
     """
-    return times(machine, collective, Groups.of(spans)).seconds(bytes)
+    return Fares(machine).times(collective, Groups.of(spans)).seconds(bytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,29 +67,40 @@ class Times:
         return np.zeros(shape) if found is None else np.asarray(np.where(size > 0, found, 0.0))
 
 
-def times(machine: Machine, collective: str, groups: Groups) -> Times:
-    """The time of one `collective` over `groups`, as `seconds` tells it, for any size.
+@dataclass(frozen=True, slots=True)
+class Fares:
+    """What collectives take on one machine; what is the same for all groups is found once."""
 
-    Raises: `SpecError` on a collective that the machine's library lacks, or an unknown topology.
-    """
-    known = _ways(machine, collective)
-    tables = tables_of(machine.levels, collective)
-    ranks = group_sizes(groups.axes, groups.num_distinct)
-    touched = units_touched(machine.levels, groups.axes, groups.num_distinct)
-    found = np.zeros((len(known), 3, len(ranks)))
-    is_open = ranks > 1
-    for table, units in zip(tables, touched, strict=True):
-        if table is not None:
-            rows = np.flatnonzero(is_open & (units == 1))
-            found[:, :, rows] = table.curve(ranks[rows], sent_by_rank(collective, ranks[rows]))
-            is_open[rows] = False
-    rows = np.flatnonzero(is_open)
-    if rows.size and machine.levels:
-        lying = reaches(machine, [units[rows] for units in touched], tables, ranks[rows])
-        for index, way in enumerate(known):
-            found[index][:, rows] = parts(way, lying, ranks[rows], np.ones(rows.size)).curve
-    kept = [way for way in found if not any(_is_beaten(way, other) for other in found)]
-    return Times(groups, tuple((way[0], way[1], way[2]) for way in kept or found[:1]))
+    machine: Machine
+    known: dict[str, tuple[tuple[Way, ...], list[FitTable | None]]] = field(default_factory=dict)
+
+    def times(self, collective: str, groups: Groups) -> Times:
+        """The time of one `collective` over `groups`, as `seconds` tells it, for any size.
+
+        Raises: `SpecError` on a collective that the machine's library lacks, or an unknown
+        topology.
+        """
+        levels = self.machine.levels
+        if collective not in self.known:
+            tables = tables_of(levels, collective)
+            self.known[collective] = (_ways(self.machine, collective), tables)
+        ways, tables = self.known[collective]
+        ranks = group_sizes(groups.axes, groups.num_distinct)
+        touched = units_touched(levels, groups.axes, groups.num_distinct)
+        found = np.zeros((len(ways), 3, len(ranks)))
+        is_open = ranks > 1
+        for table, units in zip(tables, touched, strict=True):
+            if table is not None:
+                rows = np.flatnonzero(is_open & (units == 1))
+                found[:, :, rows] = table.curve(ranks[rows], sent_by_rank(collective, ranks[rows]))
+                is_open[rows] = False
+        rows = np.flatnonzero(is_open)
+        if rows.size and levels:
+            lying = reaches(self.machine, [units[rows] for units in touched], tables, ranks[rows])
+            for index, way in enumerate(ways):
+                found[index][:, rows] = parts(way, lying, ranks[rows], np.ones(rows.size)).curve
+        kept = [way for way in found if not any(_is_beaten(way, other) for other in found)]
+        return Times(groups, tuple((way[0], way[1], way[2]) for way in kept))
 
 
 def _is_beaten(way: Array, other: Array) -> bool:

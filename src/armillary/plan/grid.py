@@ -190,7 +190,9 @@ class Grid:
 
         def spread(dim: str, values: Any) -> NDArray[Any]:
             few = np.asarray(values)[: shape[DIMS.index(dim)]]
-            return np.broadcast_to(self.along(dim, few), shape).ravel()
+            found = np.empty(shape, dtype=few.dtype)
+            found[...] = self.along(dim, few)
+            return found.reshape(-1)
 
         batch_ranks = self.batch_ranks.ravel().astype(np.int64)
         samples = spread("degrees", batch_ranks) * spread("micro_batch_size", self.micro_batch_sizes)

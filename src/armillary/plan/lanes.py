@@ -1,19 +1,37 @@
 """Where the groups of a grid lie on a machine, and what a message over each of them takes."""
 
 from dataclasses import dataclass, field
+from typing import Self
 
 import numpy as np
+from numpy.typing import NDArray
 
-from armillary.networks import Groups, Times, times
+from armillary.networks import Fares, Groups, Times
 from armillary.plan.grid import Column, Grid
 from armillary.spec import Machine
 
 
 @dataclass(frozen=True, slots=True)
-class Lanes:
-    """The groups of one grid by their axes, and what is known of each collective over them."""
+class Learnt:
+    """What pricing one grid teaches for the next, of the same model on the same machine.
 
-    machine: Machine
+    `reads` are by axis the dims of a grid that its traffic was seen to depend on.
+    """
+
+    fares: Fares
+    reads: dict[str, set[str]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, machine: Machine) -> Self:
+        """Nothing yet, of `machine`."""
+        return cls(Fares(machine))
+
+
+@dataclass(frozen=True, slots=True)
+class Lanes:
+    """The groups of one grid by their axes, and what each collective over them takes."""
+
+    fares: Fares
     grid: Grid
     groups: dict[tuple[str, ...], Groups] = field(default_factory=dict)
     times: dict[tuple[str, tuple[str, ...]], Times] = field(default_factory=dict)
@@ -25,9 +43,9 @@ class Lanes:
             if axes not in self.groups:
                 spans = [(self.grid.degree(name), self._stride(name)) for name in axes]
                 self.groups[axes] = Groups.of(spans)
-            self.times[key] = times(self.machine, collective, self.groups[axes])
+            self.times[key] = self.fares.times(collective, self.groups[axes])
         return self.times[key].seconds(size)
 
-    def _stride(self, axis: str) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
+    def _stride(self, axis: str) -> NDArray[np.int64]:
         own = self.grid.strides.get(axis, np.ones_like(self.grid.order))
         return self.grid.along("degrees", own)

@@ -8,10 +8,10 @@ import numpy as np
 
 from armillary.axes import discover
 from armillary.plan.grid import Column, Grid
-from armillary.plan.lanes import Lanes
+from armillary.plan.lanes import Lanes, Learnt
 from armillary.plan.software import Software
 from armillary.plan.traffic import sent_along
-from armillary.spec import Machine, ModelGraph
+from armillary.spec import ModelGraph
 
 Kind = tuple[str, str, str]
 """The axis, what is carried, and the phase that it can be hidden behind."""
@@ -31,10 +31,10 @@ class Messages:
 
 
 def price_messages(
-    graph: ModelGraph, machine: Machine, software: Software, grid: Grid, global_batch_size: int
+    graph: ModelGraph, learnt: Learnt, software: Software, grid: Grid, global_batch_size: int
 ) -> Messages:
     """What every message of a step costs a rank, before anything is hidden; `graph` is folded."""
-    lanes = Lanes(machine, grid)
+    lanes = Lanes(learnt.fares, grid)
     times: dict[Kind, Any] = defaultdict(float)
     sizes: dict[Kind, Any] = defaultdict(float)
     counts: dict[Kind, Any] = defaultdict(float)
@@ -43,7 +43,7 @@ def price_messages(
         if not (grid.degrees.get(name, np.ones(1)) > 1).any():
             continue
         known: dict[Any, Column] = {}
-        for one in sent_along(axis, graph, grid, global_batch_size):
+        for one in sent_along(axis, graph, grid, global_batch_size, learnt.reads):
             kind = (name, one.transfer.carries, one.transfer.hidden_behind)
             size = one.bytes * _scale(one.transfer.carries, graph, software, grid)
             sent = (one.transfer.collective, one.transfer.group, size.shape, size.tobytes())

@@ -12,6 +12,7 @@ from armillary.axes.stages.balance import stages_per_rank
 from armillary.core import compute, pipeline
 from armillary.plan.folding import fold
 from armillary.plan.grid import DIMS, Column, Grid, at
+from armillary.plan.lanes import Learnt
 from armillary.plan.memory import bytes_by_category, kept_at
 from armillary.plan.messages import Kind, Messages, price_messages
 from armillary.plan.offload import is_used, offload
@@ -57,8 +58,13 @@ def price(
     grid: Grid,
     *,
     global_batch_size: int,
+    sends: bool = True,
+    learnt: Learnt | None = None,
 ) -> Priced:
     """Every layout of `grid`, with time and memory by terms.
+
+    If nothing `sends`, messages cost nothing: no layout is faster than that. With what was
+    `learnt` of the same model on the same machine it is found sooner.
 
     Rows that an axis does not admit are for the caller to leave out; here a layout is refused
     whose micro batches do not make up the global batch, or whose schedule does not fit.
@@ -67,7 +73,13 @@ def price(
     """
     folded = fold(graph)
     parts = price_parts_of(folded, machine, software, grid)
-    messages = price_messages(folded, machine, software, grid, global_batch_size)
+    messages = (
+        price_messages(
+            folded, learnt or Learnt.of(machine), software, grid, global_batch_size
+        )
+        if sends
+        else Messages({}, {}, {}, {})
+    )
     micro, refused, reasons = _micro_batches(graph, grid, global_batch_size, software.counts_ends)
     dealt = deal(
         grid,

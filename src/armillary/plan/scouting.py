@@ -97,6 +97,23 @@ def best_rows(seen: Contenders, number: int, fewest: int) -> Index:
     return _best(seen, seen.row, number, fewest)
 
 
+def may_be_among(bounds: Contenders, best: Contenders, funnel: Funnel) -> Index:
+    """Rows not among `best` that might be: those of a bound below the last of their halving.
+
+    The last is that of the `funnel.groups` best of the most devices, of half as many of each
+    halving further down.
+    """
+    most = int(bounds.num_devices.max())
+    halving, of_best = halvings(bounds.num_devices, most), halvings(best.num_devices, most)
+    kept = []
+    for one in np.unique(halving):
+        step_s = np.sort(best.step_s[of_best == one])
+        last = min(max(funnel.fewest, funnel.groups >> int(one)), len(step_s)) - 1
+        worst_s = step_s[last] if len(step_s) else np.inf
+        kept.append(bounds.row[(halving == one) & (bounds.step_s < worst_s)])
+    return np.setdiff1d(np.concatenate(kept), best.row)
+
+
 def _best(seen: Contenders, label: Index, number: int, fewest: int) -> Index:
     """The labels of the best contenders of each halving of the devices, without repeats."""
     halving = halvings(seen.num_devices, int(seen.num_devices.max()))
