@@ -30,6 +30,8 @@ SCOUTED = 2**18
 """Layouts that a first look may take."""
 FEW = ((3, 6), (3, 4), (2, 4), (2, 3))
 """Ways of recomputing and micro batch sizes of a first look, from many to few."""
+SEVERAL_STAGES, FEW_STAGES = ("interleaved_1f1b", "looped_bfs"), ("2", "6")
+"""Schedules of several stages a rank that a first look tries, and with how many."""
 WORTH_A_GRID = 8000
 """Layouts that are priced in the time that a grid takes besides."""
 ALIKE = 1.0 / 3.0
@@ -190,8 +192,8 @@ def _few_choices(choices: Choices, recomputes: int, num_sizes: int) -> Choices:
     def ends(values: tuple[Any, ...]) -> tuple[Any, ...]:
         return tuple(dict.fromkeys((values[0], values[-1])))
 
-    in_rounds = [s for s in choices.schedules if s[0].startswith("interleaved")]
-    schedules = tuple(dict.fromkeys([choices.schedules[0], *in_rounds[:1]]))
+    of_several = [s for s in choices.schedules if s[0] in SEVERAL_STAGES and s[1] in FEW_STAGES]
+    schedules = tuple(dict.fromkeys([choices.schedules[0], *of_several]))
     return replace(
         choices,
         schedules=schedules,
@@ -211,8 +213,11 @@ def _settled_micro_batch(fixed: Fixed) -> tuple[int, ...]:
     return (size,) if size else ()
 
 
-REPEATED = {"gpipe": "1f1b", "looped_bfs": "interleaved_1f1b"}
-"""Schedules that keep every micro batch, and the one with the same bubble that keeps fewer."""
+REPEATED = ("gpipe",)
+"""Schedules that another one (1f1b) beats in memory and has the same bubble as.
+
+looped_bfs is none of them: unlike interleaved_1f1b it takes any number of micro batches.
+"""
 
 
 def _is_schedule(pair: tuple[str, ...], fixed: Fixed, *, wide: bool) -> bool:
