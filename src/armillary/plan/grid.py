@@ -195,7 +195,9 @@ class Grid:
             return found.reshape(-1)
 
         batch_ranks = self.batch_ranks.ravel().astype(np.int64)
-        samples = spread("degrees", batch_ranks) * spread("micro_batch_size", self.micro_batch_sizes)
+        samples = spread("degrees", batch_ranks) * spread(
+            "micro_batch_size", self.micro_batch_sizes
+        )
         schedules, regions = np.array(self.schedules), np.array(self.regions)
         return Layouts(
             num_layouts=prod(shape),

@@ -74,9 +74,7 @@ def price(
     folded = fold(graph)
     parts = price_parts_of(folded, machine, software, grid)
     messages = (
-        price_messages(
-            folded, learnt or Learnt.of(machine), software, grid, global_batch_size
-        )
+        price_messages(folded, learnt or Learnt.of(machine), software, grid, global_batch_size)
         if sends
         else Messages({}, {}, {}, {})
     )

@@ -33,8 +33,8 @@ class Target:
     @property
     def sha256(self) -> str:
         """One hash of the graph, as it is when it has been written and read."""
-        read = ModelGraph.from_json(self.graph.to_json())
-        return hashlib.sha256(read.to_json().encode()).hexdigest()
+        read = ModelGraph.from_dict(self.graph.to_dict())
+        return hashlib.sha256(json.dumps(read.to_dict()).encode()).hexdigest()
 
 
 def find_target(
