@@ -41,12 +41,18 @@ class Funnel:
         return cls(groups=384, rows=192, places=48, fewest=24, small_groups=4096)
 
 
+def replicas_and_shards() -> tuple[str, str]:
+    """The outermost and the innermost of the axes that split the batch, between which its ranks
+    may be dealt without cutting the model otherwise.
+    """
+    batch = [axis for axis in discover().values() if axis.splits_batch]
+    batch.sort(key=lambda axis: axis.order)
+    return batch[0].name, batch[-1].name
+
+
 def group_of(degrees: Degrees) -> Index:
     """The group of every row, by number."""
-    batch = sorted(
-        (axis for axis in discover().values() if axis.splits_batch), key=lambda axis: axis.order
-    )
-    ends = {batch[0].name, batch[-1].name}  # replicas and shards, between which the ranks are dealt
+    ends = replicas_and_shards()
     columns = [column for name, column in degrees.items() if name not in ends]
     columns.append(product({name: degrees[name] for name in ends}))
     number = np.zeros(len(columns[0]), dtype=np.int64)
