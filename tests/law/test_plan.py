@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from armillary.axes import discover
 from armillary.models.families import parse
 from armillary.plan import software
-from armillary.plan.choices import Fixed, all_choices, few_choices, grids, orders_of, placed
+from armillary.plan.choices import Fixed, all_choices, few_choices, orders_of
+from armillary.plan.dealing import grids, placed
 from armillary.plan.folding import fold
 from armillary.plan.grid import Grid
 from armillary.plan.planning import plan, score

@@ -7,7 +7,8 @@ from numpy.typing import NDArray
 
 from armillary.axes import discover
 from armillary.plan.admitting import admit_choices
-from armillary.plan.choices import Choices, grids, placed
+from armillary.plan.choices import Choices
+from armillary.plan.dealing import grids, placed
 from armillary.plan.grid import DIMS, Column, Grid
 from armillary.plan.lanes import Learnt
 from armillary.plan.price import Priced, price
