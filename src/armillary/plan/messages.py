@@ -33,14 +33,17 @@ class Messages:
 def price_messages(
     graph: ModelGraph, learnt: Learnt, software: Software, grid: Grid, global_batch_size: int
 ) -> Messages:
-    """What every message of a step costs a rank, before anything is hidden; `graph` is folded."""
+    """What every message of a step costs a rank, before anything is hidden; `graph` is folded.
+
+    With a batch of 0 nothing is sent.
+    """
     lanes = Lanes(learnt.fares, grid)
     times: dict[Kind, Any] = defaultdict(float)
     sizes: dict[Kind, Any] = defaultdict(float)
     counts: dict[Kind, Any] = defaultdict(float)
     rounds: dict[Kind, Any] = defaultdict(float)
     for name, axis in discover().items():
-        if not (grid.degrees.get(name, np.ones(1)) > 1).any():
+        if not global_batch_size or not (grid.degrees.get(name, np.ones(1)) > 1).any():
             continue
         known: dict[Any, Column] = {}
         for one in sent_along(axis, graph, grid, global_batch_size, learnt.reads):

@@ -50,7 +50,7 @@ def render(plan: Plan) -> str:
         sizes=plan.model.partition(":")[2].replace(",", ", "),
         headline=headline(plan),
         tiles=_tiles(plan),
-        facts=list(facts(plan)),
+        facts=[(topic, words) for topic, words in facts(plan) if topic != "layout"],
         time=_levels(time_rows, plan.predicted_step_s, span, meaning),
         memory=_levels(memory_rows, plan.predicted_memory_bytes, size, bytes_meaning),
         sources=[
@@ -177,7 +177,8 @@ def _scaling_figures(points: Sequence[ScalingPoint], title: str) -> list[tuple[s
     devices = [float(point.num_devices) for point in points]
     speed = [point.global_batch_size / point.predicted_step_s for point in points]
     told = [f"{p.num_devices:,} devices, {span(p.predicted_step_s)}: {p.layout}" for p in points]
-    ideal = [speed[0] / devices[0] * number for number in devices]
+    each = max(s / d for s, d in zip(speed, devices, strict=True))
+    ideal = [each * number for number in devices]
     percent = [100 * point.predicted_efficiency for point in points]
     real = [
         share * point.predicted_goodput / (1 + point.predicted_straggler_s / point.predicted_step_s)
@@ -194,9 +195,9 @@ def _scaling_figures(points: Sequence[ScalingPoint], title: str) -> list[tuple[s
     return [
         (title, "dashed: ideal", figure(drawn, y_label="samples a second", x_label="devices")),
         (
-            "efficiency, %",
+            "its efficiency",
             "orange: with slow ranks and failures",
-            figure(shares, y_label="%", log_y=False, x_label="devices"),
+            figure(shares, y_label="efficiency, %", log_y=False, x_label="devices"),
         ),
     ]
 

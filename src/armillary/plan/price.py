@@ -73,11 +73,8 @@ def price(
     """
     folded = fold(graph)
     parts = price_parts_of(folded, machine, software, grid)
-    messages = (
-        price_messages(folded, learnt or Learnt.of(machine), software, grid, global_batch_size)
-        if sends
-        else Messages({}, {}, {}, {})
-    )
+    known = learnt or Learnt.of(machine)
+    messages = price_messages(folded, known, software, grid, global_batch_size if sends else 0)
     micro, refused, reasons = _micro_batches(graph, grid, global_batch_size, software.counts_ends)
     dealt = deal(
         grid,

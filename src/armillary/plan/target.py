@@ -47,6 +47,14 @@ def find_target(
 
     Raises: `SpecError` if it is none of these, or cannot be traced.
     """
+    if not word:
+        raise SpecError(
+            "target",
+            "missing",
+            "a plan is of a model: a family with its sizes, a recipe, or a JSON file of a graph",
+            "name one, such as `armillary plan gpt` or "
+            "gpt:layers=24,hidden=2048,heads=16,seq=2048,vocab=51200",
+        )
     prefix, colon, _ = word.partition(":")
     if colon and not Path(word).exists():
         _refuse_options(word, options, data)

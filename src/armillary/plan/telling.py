@@ -313,7 +313,8 @@ def _print_points(
 def _scaling_plot(points: Sequence[ScalingPoint]) -> Text:
     devices = [float(point.num_devices) for point in points]
     speed = [point.global_batch_size / point.predicted_step_s for point in points]
-    ideal = [speed[0] / devices[0] * number for number in devices]
+    each = max(s / d for s, d in zip(speed, devices, strict=True))
+    ideal = [each * number for number in devices]
     return plot(
         [
             Curve(x=devices, y=ideal, style="dim"),
