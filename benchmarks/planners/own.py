@@ -15,7 +15,8 @@ from armillary.machines import for_run
 from armillary.models import families
 from armillary.plan import software
 from armillary.plan.admitting import admit_choices
-from armillary.plan.choices import Choices, Fixed, all_choices, grids, placed
+from armillary.plan.choices import Choices, Fixed, all_choices
+from armillary.plan.dealing import grids, placed
 from armillary.plan.folding import fold
 from armillary.plan.grid import DIMS
 from armillary.plan.offload import OFFLOADS

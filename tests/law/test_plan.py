@@ -11,12 +11,15 @@ from hypothesis import strategies as st
 from armillary.axes import discover
 from armillary.models.families import parse
 from armillary.plan import software
-from armillary.plan.choices import Fixed, all_choices, grids, orders_of, placed
+from armillary.plan.choices import Fixed, all_choices, few_choices, orders_of
+from armillary.plan.dealing import grids, placed
+from armillary.plan.folding import fold
 from armillary.plan.grid import Grid
 from armillary.plan.planning import plan, score
 from armillary.plan.price import Priced, price
+from armillary.plan.pricing import Pricing
 from armillary.plan.ranking import pareto, sweet_spot
-from armillary.plan.rows import divisors, find_rows
+from armillary.plan.rows import Refusals, divisors, find_rows
 from armillary.plan.search import search
 from armillary.plan.target import Target
 from armillary.plan.terms import SECONDS, only, with_endless_rates
@@ -243,12 +246,24 @@ def test_a_settled_choice_is_kept_and_costs_at_most_nothing() -> None:
 def test_scouting_finds_what_pricing_everything_finds(monkeypatch: pytest.MonkeyPatch) -> None:
     from armillary.plan import search as module
 
+    monkeypatch.setattr(module, "EXHAUSTIVE", 2**24)
     whole = search(small(), pods(), PROGRAM, wish(32))
     monkeypatch.setattr(module, "EXHAUSTIVE", 1)
     scouted = search(small(), pods(), PROGRAM, wish(32))
     assert scouted.search.num_layouts < whole.search.num_layouts
     assert scouted.contenders.step_s.min() <= whole.contenders.step_s.min() * 1.001
     assert scouted.contenders.memory_bytes.min() <= whole.contenders.memory_bytes.min() * 1.05
+
+
+def test_without_messages_no_layout_is_slower_and_none_takes_other_memory() -> None:
+    pricing = Pricing(fold(small()), pods(), PROGRAM, BATCH)
+    free = Pricing(**pricing.subject, sends=False)
+    degrees = find_rows(small(), 16, BATCH, {}).degrees
+    choices = few_choices(all_choices(Fixed(), ("bfloat16",), wide=False))
+    real, bound = (one.run(degrees, choices, Refusals()) for one in (pricing, free))
+    fastest = {row: real.step_s[real.row == row].min() for row in np.unique(real.row)}
+    assert all(bound.step_s[bound.row == row].min() <= s for row, s in fastest.items())
+    assert bound.memory_bytes.min() == real.memory_bytes.min()
 
 
 def test_the_chosen_layout_is_one_that_the_axes_admit_and_the_price_is_its_own() -> None:

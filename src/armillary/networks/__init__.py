@@ -2,6 +2,17 @@
 
 from armillary.networks.discovery import discover
 from armillary.networks.door import Network, Pattern
-from armillary.networks.price import Term, explain, seconds
+from armillary.networks.groups import Groups
+from armillary.networks.price import Fares, Term, Times, explain, seconds
 
-__all__ = ["Network", "Pattern", "Term", "discover", "explain", "seconds"]
+__all__ = [
+    "Fares",
+    "Groups",
+    "Network",
+    "Pattern",
+    "Term",
+    "Times",
+    "discover",
+    "explain",
+    "seconds",
+]

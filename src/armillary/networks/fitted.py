@@ -58,6 +58,15 @@ class FitTable:
             self.start_s[row] + sent * self.s_per_byte[row] + self.root_s[row] * np.sqrt(sent)
         )
 
+    def curve(self, ranks: Array, sent: Array) -> Array:
+        """What a collective takes to start, a byte of its tensor, and the root of one; [3, rows].
+
+        `sent` is the share of the tensor that each of `ranks` sends.
+        """
+        row = self._row(ranks)
+        root_s = self.root_s[row] * np.sqrt(sent)
+        return np.stack([self.start_s[row], sent * self.s_per_byte[row], root_s])
+
     def bytes_per_s(self, ranks: Array) -> Array:
         """What a rank of `ranks` sends of a large tensor."""
         return np.asarray(1.0 / self.s_per_byte[self._row(ranks)])

@@ -1,7 +1,7 @@
 """Seconds of a collective on a machine: the fastest way of its library, over the levels."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -9,14 +9,13 @@ from numpy.typing import ArrayLike, NDArray
 
 from armillary.core.collectives import Array
 from armillary.networks.fitted import FitTable, sent_by_rank, tables_of
+from armillary.networks.groups import Groups
 from armillary.networks.middleware import WAYS, Way, library
 from armillary.networks.reach import Reach, reaches
 from armillary.networks.spans import Column, Span, group_sizes, units_touched
 from armillary.networks.ways import Parts, parts
 from armillary.spec import SpecError, nearest
 from armillary.spec.machine import Machine
-
-ROWS_AT_ONCE = 2**12  # so that the columns at work stay in a core's second cache (measured)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,42 +39,73 @@ def seconds(machine: Machine, collective: str, bytes: ArrayLike, spans: Sequence
     Raises: `SpecError` on a collective that the machine's library lacks, or an unknown topology.
     Source: `networks/middleware.py` names the library's algorithms and costs, each level its link.
     """
-    ways = _ways(machine, collective)
-    shape, size, columns = _columns(bytes, spans)
-    tables = tables_of(machine.levels, collective)
-    found = np.zeros_like(size)
-    for start in range(0, size.size, ROWS_AT_ONCE):
-        rows = slice(start, start + ROWS_AT_ONCE)
-        axes = [(degree[rows], stride[rows]) for degree, stride in columns]
-        found[rows] = _priced(machine, collective, ways, tables, size[rows], axes)
-    return found.reshape(shape)
+    return Fares(machine).times(collective, Groups.of(spans)).seconds(bytes)
 
 
-def _priced(
-    machine: Machine,
-    collective: str,
-    ways: Sequence[Way],
-    tables: Sequence[FitTable | None],
-    size: Array,
-    axes: Sequence[tuple[Column, Column]],
-) -> Array:
-    """Seconds of every row: of the fit of the level that holds the group, or the fastest way."""
-    ranks = group_sizes(axes, size.size)
-    found = np.zeros_like(size)
-    is_open = (ranks > 1) & (size > 0)
-    touched = units_touched(machine.levels, axes, size.size)
-    for table, units in zip(tables, touched, strict=True):
-        if table is not None:
-            rows = np.flatnonzero(is_open & (units == 1))
-            sent = sent_by_rank(collective, ranks[rows]) * size[rows]
-            found[rows] = table.seconds(ranks[rows], sent)
-            is_open[rows] = False
-    rows = np.flatnonzero(is_open)
-    if rows.size and machine.levels:
-        taken = [units[rows] for units in touched]
-        lying = reaches(machine, taken, tables, ranks[rows])
-        found[rows] = _fastest(ways, lying, ranks[rows], size[rows])
-    return found
+@dataclass(frozen=True, slots=True)
+class Times:
+    """What a collective takes over groups, whatever the size of its tensor.
+
+    A way takes `start_s` + S `byte_s` + sqrt(S) `root_s` of S bytes, each [distinct groups]; the
+    fastest way is taken.
+    """
+
+    groups: Groups
+    ways: tuple[tuple[Array, Array, Array], ...]
+
+    def seconds(self, bytes: ArrayLike) -> Array:
+        """Seconds of a tensor of so many bytes, in the broadcast shape of bytes and groups."""
+        size = np.asarray(bytes, np.float64)
+        root, place = np.sqrt(size), self.groups.place
+        found: Array | None = None
+        for start_s, byte_s, root_s in self.ways:
+            way_s = size * byte_s[place] + start_s[place]
+            if root_s.any():
+                way_s = way_s + root * root_s[place]
+            found = way_s if found is None else np.minimum(found, way_s)
+        shape = np.broadcast_shapes(size.shape, self.groups.shape)
+        return np.zeros(shape) if found is None else np.asarray(np.where(size > 0, found, 0.0))
+
+
+@dataclass(frozen=True, slots=True)
+class Fares:
+    """What collectives take on one machine; what is the same for all groups is found once."""
+
+    machine: Machine
+    known: dict[str, tuple[tuple[Way, ...], list[FitTable | None]]] = field(default_factory=dict)
+
+    def times(self, collective: str, groups: Groups) -> Times:
+        """The time of one `collective` over `groups`, as `seconds` tells it, for any size.
+
+        Raises: `SpecError` on a collective that the machine's library lacks, or an unknown
+        topology.
+        """
+        levels = self.machine.levels
+        if collective not in self.known:
+            tables = tables_of(levels, collective)
+            self.known[collective] = (_ways(self.machine, collective), tables)
+        ways, tables = self.known[collective]
+        ranks = group_sizes(groups.axes, groups.num_distinct)
+        touched = units_touched(levels, groups.axes, groups.num_distinct)
+        found = np.zeros((len(ways), 3, len(ranks)))
+        is_open = ranks > 1
+        for table, units in zip(tables, touched, strict=True):
+            if table is not None:
+                rows = np.flatnonzero(is_open & (units == 1))
+                found[:, :, rows] = table.curve(ranks[rows], sent_by_rank(collective, ranks[rows]))
+                is_open[rows] = False
+        rows = np.flatnonzero(is_open)
+        if rows.size and levels:
+            lying = reaches(self.machine, [units[rows] for units in touched], tables, ranks[rows])
+            for index, way in enumerate(ways):
+                found[index][:, rows] = parts(way, lying, ranks[rows], np.ones(rows.size)).curve
+        kept = [way for way in found if not any(_is_beaten(way, other) for other in found)]
+        return Times(groups, tuple((way[0], way[1], way[2]) for way in kept))
+
+
+def _is_beaten(way: Array, other: Array) -> bool:
+    """Whether the other way is never slower, and somewhere faster, whatever the size."""
+    return bool((other <= way).all() and (other < way).any())
 
 
 def explain(
@@ -125,13 +155,6 @@ def _columns(
         return np.broadcast_to(column, shape).reshape(-1)
 
     return shape, flat(sizes), [(flat(degree), flat(stride)) for degree, stride in axes]
-
-
-def _fastest(ways: Sequence[Way], lying: Sequence[Reach], ranks: Array, size: Array) -> Array:
-    best = np.full_like(size, np.inf)
-    for way in ways:
-        np.minimum(best, parts(way, lying, ranks, size).seconds, out=best)
-    return best
 
 
 def _measured_terms(

@@ -12,16 +12,30 @@ from armillary.networks.reach import Reach
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Parts:
-    """Seconds of a way: `steps_s` and `wire_s` by level, and `seconds` in all, as columns.
+    """Seconds of a way: `steps_s` and `wire_s` by level, and of all that count, as columns.
 
-    Steps of all levels count, or only the longest; so do the wires.
+    Steps of all levels count, or only the longest; so do the wires. `crossed` is the share of the
+    cross term of pieces that is paid, 0 where the tensor goes as one.
     """
 
     steps_s: list[Array]
     wire_s: list[Array]
-    seconds: Array
+    all_steps_s: Array
+    all_wires_s: Array
+    crossed: Array
     all_steps_count: bool
     all_wires_count: bool
+
+    @property
+    def seconds(self) -> Array:
+        """The time in all."""
+        return pipelined_s(self.all_steps_s, self.all_wires_s, self.crossed)
+
+    @property
+    def curve(self) -> Array:
+        """If the size was 1: what it takes to start, what a byte, and what its root; [3, rows]."""
+        root_s = 2.0 * self.crossed * np.sqrt(self.all_steps_s * self.all_wires_s)
+        return np.stack([self.all_steps_s, self.all_wires_s, root_s])
 
     def counts_steps(self, level: int) -> bool:
         """Whether the steps of a level count in the first row."""
@@ -42,12 +56,12 @@ def parts(way: Way, lying: Sequence[Reach], ranks: Array, size: Array) -> Parts:
         wire_s.append(sent * size / (reach.bytes_per_s(way.pattern) * way.protocol.fraction))
     all_steps = way.flow != "farthest"
     all_wires = way.flow == "by level"
-    latency = way.protocol.start_s + (_summed if all_steps else _slowest)(steps_s)
-    wire = (_summed if all_wires else _slowest)(wire_s)
     return Parts(
         steps_s=steps_s,
         wire_s=wire_s,
-        seconds=pipelined_s(latency, wire, _pieces(lying)) if way.is_pipelined else latency + wire,
+        all_steps_s=way.protocol.start_s + (_summed if all_steps else _slowest)(steps_s),
+        all_wires_s=(_summed if all_wires else _slowest)(wire_s),
+        crossed=_pieces(lying) if way.is_pipelined else np.zeros_like(ranks),
         all_steps_count=all_steps,
         all_wires_count=all_wires,
     )

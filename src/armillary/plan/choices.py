@@ -1,16 +1,11 @@
-"""What may be chosen with a row of degrees, and the grids that rows and choices make."""
+"""What may be chosen with a row of degrees."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import permutations, product
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from armillary.axes import discover
-from armillary.plan.grid import Grid
-from armillary.plan.rows import Degrees, divisors, length
 from armillary.spec import Layout, ModelGraph, SpecError
 from armillary.spec.layout import RECOMPUTES
 
@@ -21,19 +16,14 @@ OPTIONS = {
     "attention": ("sequence.attention",),
 }
 """The options of axes that a dim of the grid stands for."""
-LARGEST_MICRO_BATCH = 64
-FEW_SAMPLES = 16
-"""Larger micro batches than this are tried only where they are all that a rank takes in a step."""
 MOST_MICRO_BATCH_SIZES = 14
 """How many micro batch sizes are tried."""
 SCOUTED = 2**18
 """Layouts that a first look may take."""
 FEW = ((3, 6), (3, 4), (2, 4), (2, 3))
 """Ways of recomputing and micro batch sizes of a first look, from many to few."""
-WORTH_A_GRID = 8000
-"""Layouts that are priced in the time that a grid takes besides."""
-ALIKE = 1.0 / 3.0
-"""Numbers of samples of a rank whose logarithms, to base 8, round to one number share a grid."""
+SEVERAL_STAGES, FEW_STAGES = ("interleaved_1f1b", "looped_bfs"), ("2", "6")
+"""Schedules of several stages a rank that a first look tries, and with how many."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,8 +180,8 @@ def _few_choices(choices: Choices, recomputes: int, num_sizes: int) -> Choices:
     def ends(values: tuple[Any, ...]) -> tuple[Any, ...]:
         return tuple(dict.fromkeys((values[0], values[-1])))
 
-    in_rounds = [s for s in choices.schedules if s[0].startswith("interleaved")]
-    schedules = tuple(dict.fromkeys([choices.schedules[0], *in_rounds[:1]]))
+    of_several = [s for s in choices.schedules if s[0] in SEVERAL_STAGES and s[1] in FEW_STAGES]
+    schedules = tuple(dict.fromkeys([choices.schedules[0], *of_several]))
     return replace(
         choices,
         schedules=schedules,
@@ -211,8 +201,11 @@ def _settled_micro_batch(fixed: Fixed) -> tuple[int, ...]:
     return (size,) if size else ()
 
 
-REPEATED = {"gpipe": "1f1b", "looped_bfs": "interleaved_1f1b"}
-"""Schedules that keep every micro batch, and the one with the same bubble that keeps fewer."""
+REPEATED = ("gpipe",)
+"""Schedules that another one (1f1b) beats in memory and has the same bubble as.
+
+looped_bfs is none of them: unlike interleaved_1f1b it takes any number of micro batches.
+"""
 
 
 def _is_schedule(pair: tuple[str, ...], fixed: Fixed, *, wide: bool) -> bool:
@@ -262,128 +255,3 @@ def _dealt(marks: Sequence[str], groups: Mapping[str, Sequence[str]]) -> tuple[s
     """The names of the groups in the order of the marks, each group in its own order."""
     left = {mark: list(names) for mark, names in groups.items()}
     return tuple(left[mark].pop(0) for mark in marks)
-
-
-def placed(
-    degrees: Degrees, orders: Sequence[tuple[str, ...]], ranks_inside: int
-) -> tuple[Degrees, NDArray[np.int64], NDArray[np.int64]]:
-    """The rows with each of the orders that lays their ranks otherwise, the order by row, and
-    which of the rows each is.
-
-    All orders are alike for rows that lie within the innermost unit, of `ranks_inside` ranks.
-    """
-    num_rows = length(degrees)
-    marks = {name: np.int64((2 * place + 3) ** 7) for place, name in enumerate(sorted(degrees))}
-    seen: list[NDArray[np.int64]] = []
-    chosen = []
-    for order in orders:
-        stride, told = np.ones(num_rows, dtype=np.int64), np.zeros(num_rows, dtype=np.int64)
-        for name in reversed(order):
-            told += np.where(degrees[name] > 1, stride * marks[name], 0)
-            stride = stride * degrees[name]
-        is_new = np.ones(num_rows, dtype=bool) if not seen else stride > ranks_inside
-        for other in seen:
-            is_new &= told != other
-        seen.append(told)
-        chosen.append(np.flatnonzero(is_new))
-    rows = np.concatenate(chosen)
-    index = np.repeat(np.arange(len(orders)), [len(c) for c in chosen])
-    return {n: column[rows] for n, column in degrees.items()}, index, rows
-
-
-def grids(
-    degrees: Degrees,
-    order: NDArray[np.int64],
-    choices: Choices,
-    global_batch_size: int,
-    most: int,
-    kept: NDArray[np.bool_],
-) -> Iterator[tuple[Grid, NDArray[np.int64]]]:
-    """Grids of at most about `most` layouts that hold all `kept` rows, and which rows each holds.
-
-    Rows are told apart by which of the choices they have at all (a schedule needs a pipeline), and
-    by how many samples a rank takes in a step, of which the micro batches are divisors; but not
-    where that would leave out less than a grid of its own costs.
-    """
-    per_rank = np.full(len(order), global_batch_size, dtype=np.int64)
-    for name, axis in discover().items():
-        per_rank //= degrees[name] if axis.splits_batch else 1
-    has = {dim: degrees[names[0].split(".")[0]] > 1 for dim, names in OPTIONS.items()}
-    key = np.round(np.log2(np.maximum(per_rank, 1)) * ALIKE).astype(np.int64)
-    told: list[str] = []
-    for dim in sorted(has, key=lambda dim: -len(_values(choices, dim))):
-        number, finer = len(_values(choices, dim)), 2 * key + has[dim]
-        num_more = len(np.unique(finer[kept])) - len(np.unique(key[kept]))
-        left_out = (~has[dim] & kept).sum() * choices.num_choices * (1.0 - 1.0 / number)
-        if number > 1 and left_out > num_more * WORTH_A_GRID:
-            key, told = finer, [*told, dim]
-    for one in np.unique(key[kept]):
-        rows = np.flatnonzero((key == one) & kept)
-        some = _applying(choices, {d: bool(has[d][rows[0]]) for d in told})
-        samples = np.unique(per_rank[rows]).tolist()
-        sizes = some.micro_batch_sizes or micro_batches(samples, some.most_micro_batch_sizes)
-        step = max(1, most // (some.num_choices * len(sizes)))
-        for start in range(0, len(rows), step):
-            part = rows[start : start + step]
-            yield _grid(degrees, order, part, some, sizes), part
-
-
-def _values(choices: Choices, dim: str) -> tuple[Any, ...]:
-    """What may be chosen along a dim of options."""
-    found: tuple[Any, ...] = getattr(choices, f"{dim}s")
-    return found
-
-
-def micro_batches(samples: Sequence[int], most: int = MOST_MICRO_BATCH_SIZES) -> tuple[int, ...]:
-    """At most so many micro batch sizes, for ranks that take so many samples in a step.
-
-    Sizes that divide all of `samples` come first, then those that divide some; small ones before
-    large ones, and of many only powers of two, three times such, and all samples at once.
-    """
-    whole = {number for number in samples if number <= LARGEST_MICRO_BATCH}
-    found = {d for number in samples for d in divisors(number) if d <= LARGEST_MICRO_BATCH}
-    if len(found | whole) > most:
-        found = {d for d in found if _is_plain(d)} | {1}
-    common = [d for d in sorted(found) if all(number % d == 0 for number in samples)]
-    rest = [d for d in sorted(found | whole) if d not in common]
-    if len(common) > most:  # 1, the largest, and others at equal ratios between
-        places = np.unique(np.linspace(0, len(common) - 1, most).round().astype(int))
-        common = [common[place] for place in places]
-    return tuple(sorted([*common, *rest[: most - len(common)]]))
-
-
-def _is_plain(size: int) -> bool:
-    """Whether a size is a power of two, or three times one."""
-    odd = size // (size & -size)
-    return odd in (1, 3)
-
-
-def _applying(choices: Choices, has: Mapping[str, bool]) -> Choices:
-    """The choices without those of dims that the rows have nothing for."""
-    none = Choices(orders=choices.orders)
-    left: dict[str, Any] = {
-        f"{dim}s": _values(none, dim) for dim, is_there in has.items() if not is_there
-    }
-    return replace(choices, **left)
-
-
-def _grid(
-    degrees: Degrees,
-    order: NDArray[np.int64],
-    rows: NDArray[np.int64],
-    choices: Choices,
-    sizes: Sequence[int],
-) -> Grid:
-    return Grid(
-        degrees={n: column[rows] for n, column in degrees.items()},
-        orders=choices.orders,
-        order=order[rows],
-        micro_batch_sizes=np.asarray(sizes, dtype=np.int64),
-        schedules=choices.schedules,
-        recomputes=choices.recomputes,
-        zeros=choices.zeros,
-        regions=choices.regions,
-        attentions=choices.attentions,
-        precisions=choices.precisions,
-        offloads=choices.offloads,
-    )

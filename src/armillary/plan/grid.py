@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from armillary.axes import discover
+from armillary.networks.groups import distinct
 from armillary.spec import Layout
 from armillary.spec.layouts import Layouts
 
@@ -151,6 +152,17 @@ class Grid:
                 stride = stride * self.degrees[axis][rows]
         return found
 
+    @cached_property
+    def without_orders(self) -> tuple["Grid", NDArray[np.int64] | None]:
+        """The grid with rows of equal degrees once, and which of them every row is.
+
+        None where no two rows are equal, and the grid is this one.
+        """
+        first, of_row = distinct(list(self.degrees.values()))
+        if len(first) == len(self.order):
+            return self, None
+        return self.rows(first), of_row
+
     def rows(self, chosen: Any) -> "Grid":
         """The grid of some of the rows."""
         return Grid(
@@ -175,28 +187,32 @@ class Grid:
         rounded up.
         """
         shape = tuple(n if d in dims else 1 for d, n in zip(DIMS, self.shape, strict=True))
-        index = {
-            dim: np.broadcast_to(self.along(dim, np.arange(n)), shape).ravel()
-            for dim, n in zip(DIMS, shape, strict=True)
-        }
-        degrees = {axis: column[index["degrees"]] for axis, column in self.degrees.items()}
-        batch_ranks = self.batch_ranks.ravel().astype(np.int64)[index["degrees"]]
-        samples = self.micro_batch_sizes[index["micro_batch_size"]] * batch_ranks
+
+        def spread(dim: str, values: Any) -> NDArray[Any]:
+            few = np.asarray(values)[: shape[DIMS.index(dim)]]
+            found = np.empty(shape, dtype=few.dtype)
+            found[...] = self.along(dim, few)
+            return found.reshape(-1)
+
+        batch_ranks = self.batch_ranks.ravel().astype(np.int64)
+        samples = spread("degrees", batch_ranks) * spread(
+            "micro_batch_size", self.micro_batch_sizes
+        )
         schedules, regions = np.array(self.schedules), np.array(self.regions)
         return Layouts(
             num_layouts=prod(shape),
-            degrees=degrees,
+            degrees={axis: spread("degrees", column) for axis, column in self.degrees.items()},
             options={
-                "pipeline.schedule": schedules[index["schedule"], 0],
-                "pipeline.stages_per_rank": schedules[index["schedule"], 1],
-                "sharded.zero": np.array(self.zeros)[index["zero"]],
-                "tensor.norms": regions[index["region"], 0],
-                "tensor.loss": regions[index["region"], 1],
-                "sequence.attention": np.array(self.attentions)[index["attention"]],
+                "pipeline.schedule": spread("schedule", schedules[:, 0]),
+                "pipeline.stages_per_rank": spread("schedule", schedules[:, 1]),
+                "sharded.zero": spread("zero", self.zeros),
+                "tensor.norms": spread("region", regions[:, 0]),
+                "tensor.loss": spread("region", regions[:, 1]),
+                "sequence.attention": spread("attention", self.attentions),
             },
             num_samples=samples,
             num_micro_batches=-(-global_batch_size // samples),
-            recompute=np.array(self.recomputes)[index["recompute"]],
+            recompute=spread("recompute", self.recomputes),
         ), shape
 
     def layout(self, flat_index: int) -> Layout:

@@ -1,20 +1,18 @@
 """Seconds that the axes' messages take, over a grid: `traffic` of each axis, priced by networks."""
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from armillary.axes import discover
 from armillary.plan.grid import Column, Grid
+from armillary.plan.lanes import Lanes, Learnt
 from armillary.plan.software import Software
 from armillary.plan.traffic import sent_along
 from armillary.spec import ModelGraph
 
-Seconds = Callable[[str, Column, Sequence[tuple[Any, Any]]], Column]
 Kind = tuple[str, str, str]
 """The axis, what is carried, and the phase that it can be hidden behind."""
 
@@ -33,36 +31,32 @@ class Messages:
 
 
 def price_messages(
-    graph: ModelGraph, software: Software, grid: Grid, global_batch_size: int, seconds: Seconds
+    graph: ModelGraph, learnt: Learnt, software: Software, grid: Grid, global_batch_size: int
 ) -> Messages:
-    """What every message of a step costs a rank, before anything is hidden.
+    """What every message of a step costs a rank, before anything is hidden; `graph` is folded.
 
-    `graph` is folded; `seconds(collective, bytes, spans)` is that of `networks` for one machine.
+    With a batch of 0 nothing is sent.
     """
+    lanes = Lanes(learnt.fares, grid)
     times: dict[Kind, Any] = defaultdict(float)
     sizes: dict[Kind, Any] = defaultdict(float)
     counts: dict[Kind, Any] = defaultdict(float)
     rounds: dict[Kind, Any] = defaultdict(float)
     for name, axis in discover().items():
-        if not (grid.degrees.get(name, np.ones(1)) > 1).any():
+        if not global_batch_size or not (grid.degrees.get(name, np.ones(1)) > 1).any():
             continue
         known: dict[Any, Column] = {}
-        for one in sent_along(axis, graph, grid, global_batch_size):
+        for one in sent_along(axis, graph, grid, global_batch_size, learnt.reads):
             kind = (name, one.transfer.carries, one.transfer.hidden_behind)
             size = one.bytes * _scale(one.transfer.carries, graph, software, grid)
             sent = (one.transfer.collective, one.transfer.group, size.shape, size.tobytes())
             if sent not in known:  # the same may be sent in both passes
-                spans = [(grid.degree(a), _stride(grid, a)) for a in one.transfer.group]
-                known[sent] = seconds(one.transfer.collective, size, spans)
+                known[sent] = lanes.seconds(one.transfer.collective, one.transfer.group, size)
             times[kind] = times[kind] + one.per_step * known[sent]
             sizes[kind] = sizes[kind] + one.per_step * size
             counts[kind] = counts[kind] + one.per_step
             rounds[kind] = np.maximum(rounds[kind], one.rounds)
     return Messages(dict(times), dict(sizes), dict(counts), dict(rounds))
-
-
-def _stride(grid: Grid, axis: str) -> NDArray[np.int64]:
-    return grid.along("degrees", grid.strides.get(axis, np.ones_like(grid.order)))
 
 
 def _scale(carries: str, graph: ModelGraph, software: Software, grid: Grid) -> Column:

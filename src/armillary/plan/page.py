@@ -10,6 +10,7 @@ from armillary.plan.figure import Trace, figure
 from armillary.plan.telling import (
     account,
     axes_of,
+    brief,
     by_name,
     cost_of,
     elapsed_s,
@@ -49,7 +50,7 @@ def render(plan: Plan) -> str:
         sizes=plan.model.partition(":")[2].replace(",", ", "),
         headline=headline(plan),
         tiles=_tiles(plan),
-        facts=list(facts(plan)),
+        facts=[(topic, words) for topic, words in facts(plan) if topic != "layout"],
         time=_levels(time_rows, plan.predicted_step_s, span, meaning),
         memory=_levels(memory_rows, plan.predicted_memory_bytes, size, bytes_meaning),
         sources=[
@@ -59,7 +60,8 @@ def render(plan: Plan) -> str:
             {"name": bytes_meaning(t.name), "level": t.level, "source": t.source}
             for t in plan.memory
         ],
-        ranked=[_row(one) for one in (plan.best, *plan.runners_up)],
+        ranked=[_row(plan.best, spaced(plan.layout))]
+        + [_row(one, brief(one.layout, plan.layout)) for one in plan.runners_up],
         has_usd=bool(plan.best.predicted_usd),
         has_energy=bool(plan.best.predicted_energy_j),
         frontier=_frontier(plan),
@@ -117,7 +119,7 @@ def _levels(
     return {"rows": shown, "whole": {"words": in_words(whole), "cells": cells}}
 
 
-def _row(one: Candidate) -> dict[str, str]:
+def _row(one: Candidate, layout: str) -> dict[str, str]:
     return {
         "step": span(one.predicted_step_s),
         "devices": f"{one.num_devices:,}",
@@ -125,7 +127,7 @@ def _row(one: Candidate) -> dict[str, str]:
         "hours": device_time(one.predicted_device_hours),
         "usd": short(one.predicted_usd),
         "energy": energy(one.predicted_energy_j),
-        "layout": spaced(one.layout),
+        "layout": layout,
     }
 
 
@@ -133,7 +135,8 @@ def _sweet(plan: Plan) -> str:
     one = plan.sweet_spot
     if one is None:
         return ""
-    return f"{span(elapsed_s(one))} a step on {one.num_devices:,} devices, {cost_of(one)}"
+    said = f"{span(elapsed_s(one))} a step on {one.num_devices:,} devices, {cost_of(one)}"
+    return f"{brief(one.layout, plan.layout)}: {said}"
 
 
 def _frontier(plan: Plan) -> list[tuple[str, str]]:
@@ -166,7 +169,7 @@ def _scaling(plan: Plan) -> dict[str, Any] | None:
         points = [point for point in plan.scaling if point.kind == kind]
         if len(points) > 1:
             figures += _scaling_figures(points, title)
-            tables.append((f"{title}: {len(points)} points", [_point(p) for p in points]))
+            tables.append((f"{title}: {len(points)} points", [_point(p, plan) for p in points]))
     return {"figures": figures, "tables": tables} if figures else None
 
 
@@ -174,7 +177,8 @@ def _scaling_figures(points: Sequence[ScalingPoint], title: str) -> list[tuple[s
     devices = [float(point.num_devices) for point in points]
     speed = [point.global_batch_size / point.predicted_step_s for point in points]
     told = [f"{p.num_devices:,} devices, {span(p.predicted_step_s)}: {p.layout}" for p in points]
-    ideal = [speed[0] / devices[0] * number for number in devices]
+    each = max(s / d for s, d in zip(speed, devices, strict=True))
+    ideal = [each * number for number in devices]
     percent = [100 * point.predicted_efficiency for point in points]
     real = [
         share * point.predicted_goodput / (1 + point.predicted_straggler_s / point.predicted_step_s)
@@ -191,14 +195,14 @@ def _scaling_figures(points: Sequence[ScalingPoint], title: str) -> list[tuple[s
     return [
         (title, "dashed: ideal", figure(drawn, y_label="samples a second", x_label="devices")),
         (
-            "efficiency, %",
+            "its efficiency",
             "orange: with slow ranks and failures",
-            figure(shares, y_label="%", log_y=False, x_label="devices"),
+            figure(shares, y_label="efficiency, %", log_y=False, x_label="devices"),
         ),
     ]
 
 
-def _point(point: ScalingPoint) -> dict[str, Any]:
+def _point(point: ScalingPoint, plan: Plan) -> dict[str, Any]:
     cells = [
         f"{point.num_devices:,}",
         f"{point.global_batch_size:,}",
@@ -208,7 +212,7 @@ def _point(point: ScalingPoint) -> dict[str, Any]:
         f"+{span(point.predicted_straggler_s)}",
         f"{100 * point.predicted_goodput:.1f} %",
     ]
-    return {"cells": cells, "layout": spaced(point.layout)}
+    return {"cells": cells, "layout": brief(point.layout, plan.layout)}
 
 
 def _answer(answer: WhyNot, plan: Plan) -> dict[str, Any]:
@@ -216,7 +220,7 @@ def _answer(answer: WhyNot, plan: Plan) -> dict[str, Any]:
         "asked": answer.asked,
         "verdict": answer.verdict,
         "reasons": answer.reasons,
-        "layout": str(answer.candidate.layout) if answer.candidate else "",
+        "layout": brief(answer.candidate.layout, plan.layout) if answer.candidate else "",
         "differences": [
             (meaning(name), ("+" if seconds > 0 else "−") + span(abs(seconds)))
             for name, seconds in answer.slower_s.items()

@@ -10,6 +10,7 @@ from armillary.plan.grid import Column
 from armillary.plan.price import price
 from armillary.plan.ranking import OBJECTIVES, pareto, ranked, sweet_spot
 from armillary.plan.scaling import Scaling
+from armillary.plan.scouting import replicas_and_shards
 from armillary.plan.search import search
 from armillary.plan.software import Software
 from armillary.plan.target import Target
@@ -243,21 +244,27 @@ def _ordered(
 def _runners_up(
     found: Found, scored: Scored, order: NDArray[np.int64], number: int
 ) -> tuple[Candidate, ...]:
-    """The next best with other degrees; placements and choices of the same are told once."""
-    seen = {_degrees_of(found, int(order[0]))}
+    """The next best that cut the model otherwise; placements and choices of the same cut, and ways
+    to hold shards, are told once.
+    """
+    seen = {_cut_of(found, int(order[0]))}
     kept: list[Candidate] = []
     for index in order[1:].tolist():
         if len(kept) >= number:
             break
-        degrees = _degrees_of(found, index)
-        if degrees not in seen:
-            seen.add(degrees)
+        cut = _cut_of(found, index)
+        if cut not in seen:
+            seen.add(cut)
             kept.append(scored.candidate(found, index))
     return tuple(kept)
 
 
-def _degrees_of(found: Found, index: int) -> tuple[int, ...]:
-    return tuple(int(column[0]) for column in found.alone(index).degrees.values())
+def _cut_of(found: Found, index: int) -> tuple[int, ...]:
+    """The degrees of a contender, those of replicas and shards as one."""
+    degrees = {name: int(column[0]) for name, column in found.alone(index).degrees.items()}
+    outer, inner = replicas_and_shards()
+    others = [degree for name, degree in degrees.items() if name not in (outer, inner)]
+    return (degrees[outer] * degrees[inner], *others)
 
 
 def _frontier(scored: Scored, economy: Economy) -> list[int]:

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from armillary import networks
 from armillary.axes import Axis, discover
 from armillary.axes.stages.balance import stages_per_rank
 from armillary.core import compute, pipeline
 from armillary.plan.folding import fold
 from armillary.plan.grid import DIMS, Column, Grid, at
+from armillary.plan.lanes import Learnt
 from armillary.plan.memory import bytes_by_category, kept_at
 from armillary.plan.messages import Kind, Messages, price_messages
 from armillary.plan.offload import is_used, offload
@@ -58,8 +58,13 @@ def price(
     grid: Grid,
     *,
     global_batch_size: int,
+    sends: bool = True,
+    learnt: Learnt | None = None,
 ) -> Priced:
     """Every layout of `grid`, with time and memory by terms.
+
+    If nothing `sends`, messages cost nothing: no layout is faster than that. With what was
+    `learnt` of the same model on the same machine it is found sooner.
 
     Rows that an axis does not admit are for the caller to leave out; here a layout is refused
     whose micro batches do not make up the global batch, or whose schedule does not fit.
@@ -68,13 +73,8 @@ def price(
     """
     folded = fold(graph)
     parts = price_parts_of(folded, machine, software, grid)
-    messages = price_messages(
-        folded,
-        software,
-        grid,
-        global_batch_size,
-        lambda collective, size, spans: networks.seconds(machine, collective, size, spans),
-    )
+    known = learnt or Learnt.of(machine)
+    messages = price_messages(folded, known, software, grid, global_batch_size if sends else 0)
     micro, refused, reasons = _micro_batches(graph, grid, global_batch_size, software.counts_ends)
     dealt = deal(
         grid,

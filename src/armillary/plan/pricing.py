@@ -1,12 +1,16 @@
 """Rows of degrees priced grid by grid, of which the best of every row is kept."""
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
 from armillary.axes import discover
 from armillary.plan.admitting import admit_choices
-from armillary.plan.choices import Choices, grids, placed
+from armillary.plan.choices import Choices
+from armillary.plan.dealing import grids, placed
 from armillary.plan.grid import DIMS, Column, Grid
+from armillary.plan.lanes import Learnt
 from armillary.plan.price import Priced, price
 from armillary.plan.rows import Degrees, Refusals, length, product
 from armillary.plan.software import Software
@@ -23,14 +27,30 @@ CHUNK = 2**17
 class Pricing:
     """What is priced in a search: its grids, how many layouts, and what was refused of them.
 
-    `least_bytes` is the least memory of a layout that was priced, infinite while there is none.
+    `least_bytes` is the least memory of a layout that was priced, infinite while there is none. If
+    nothing `sends` it is the least that a layout may take that is priced.
     """
 
-    def __init__(self, graph: ModelGraph, machine: Machine, software: Software, batch: int) -> None:
+    def __init__(
+        self,
+        graph: ModelGraph,
+        machine: Machine,
+        software: Software,
+        batch: int,
+        *,
+        sends: bool = True,
+    ) -> None:
         self.graph, self.machine, self.software, self.batch = graph, machine, software, batch
+        self.sends, self.learnt = sends, Learnt.of(machine)
         self.grids: list[Grid] = []
         self.num_layouts = self.num_refused = self.num_not_fitting = 0
         self.least_bytes = np.inf
+
+    @property
+    def subject(self) -> dict[str, Any]:
+        """What is priced, by the names of the arguments."""
+        names = ("graph", "machine", "software", "batch")
+        return {name: getattr(self, name) for name in names}
 
     def held_bytes(self, degrees: Degrees, precisions: tuple[str, ...]) -> Column:
         """The least that the states of each row take of a rank: all that may be cut is cut."""
@@ -77,7 +97,13 @@ class Pricing:
         parts = []
         for grid, index in grids(rows, order, choices, self.batch, CHUNK, kept):
             priced = price(
-                self.graph, self.machine, self.software, grid, global_batch_size=self.batch
+                self.graph,
+                self.machine,
+                self.software,
+                grid,
+                global_batch_size=self.batch,
+                sends=self.sends,
+                learnt=self.learnt,
             )
             self.grids.append(grid)
             self.num_layouts += grid.num_layouts

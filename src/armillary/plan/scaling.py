@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +11,7 @@ from armillary.axes import discover
 from armillary.core.failures import slowest_of
 from armillary.plan.economy import Economy
 from armillary.plan.grid import Grid
+from armillary.plan.lanes import Learnt
 from armillary.plan.price import price
 from armillary.plan.ranking import pareto
 from armillary.plan.search import search
@@ -24,7 +26,7 @@ MOST_POINTS = 18
 STRONG, WEAK = "strong", "weak"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class Scaling:
     """Prices points of scaling curves for one model, machine and software."""
 
@@ -33,19 +35,21 @@ class Scaling:
     software: Software
     economy: Economy
 
+    @cached_property
+    def _machines(self) -> tuple[tuple[Machine, Learnt], ...]:
+        """The machine, and one on which messages take what they take to start."""
+        both = (self.machine, with_endless_rates(self.machine))
+        return tuple((machine, Learnt.of(machine)) for machine in both)
+
     def point(self, kind: str, alone: Grid, batch: int) -> ScalingPoint | None:
         """The point of a grid of one layout, without its efficiency; None where it is refused."""
-        priced = price(self.graph, self.machine, self.software, alone, global_batch_size=batch)
+        priced, starts = (
+            price(self.graph, on, self.software, alone, global_batch_size=batch, learnt=learnt)
+            for on, learnt in self._machines
+        )
         step_s = only(priced.step_s)
         if not np.isfinite(step_s):
             return None
-        starts = price(
-            self.graph,
-            with_endless_rates(self.machine),
-            self.software,
-            alone,
-            global_batch_size=batch,
-        )
         layout = alone.layout(0)
         devices = layout.num_ranks
         is_in_it = only(priced.terms.get("slowest replica", 0.0)) > 0

@@ -41,12 +41,18 @@ class Funnel:
         return cls(groups=384, rows=192, places=48, fewest=24, small_groups=4096)
 
 
+def replicas_and_shards() -> tuple[str, str]:
+    """The outermost and the innermost of the axes that split the batch, between which its ranks
+    may be dealt without cutting the model otherwise.
+    """
+    batch = [axis for axis in discover().values() if axis.splits_batch]
+    batch.sort(key=lambda axis: axis.order)
+    return batch[0].name, batch[-1].name
+
+
 def group_of(degrees: Degrees) -> Index:
     """The group of every row, by number."""
-    batch = sorted(
-        (axis for axis in discover().values() if axis.splits_batch), key=lambda axis: axis.order
-    )
-    ends = {batch[0].name, batch[-1].name}  # replicas and shards, between which the ranks are dealt
+    ends = replicas_and_shards()
     columns = [column for name, column in degrees.items() if name not in ends]
     columns.append(product({name: degrees[name] for name in ends}))
     number = np.zeros(len(columns[0]), dtype=np.int64)
@@ -95,6 +101,23 @@ def best_groups(seen: Contenders, group: Index, funnel: Funnel) -> Index:
 def best_rows(seen: Contenders, number: int, fewest: int) -> Index:
     """The rows of the fastest and the smallest contenders."""
     return _best(seen, seen.row, number, fewest)
+
+
+def may_be_among(bounds: Contenders, best: Contenders, funnel: Funnel) -> Index:
+    """Rows not among `best` that might be: those of a bound below the last of their halving.
+
+    The last is that of the `funnel.groups` best of the most devices, of half as many of each
+    halving further down.
+    """
+    most = int(bounds.num_devices.max())
+    halving, of_best = halvings(bounds.num_devices, most), halvings(best.num_devices, most)
+    kept = []
+    for one in np.unique(halving):
+        step_s = np.sort(best.step_s[of_best == one])
+        last = min(max(funnel.fewest, funnel.groups >> int(one)), len(step_s)) - 1
+        worst_s = step_s[last] if len(step_s) else np.inf
+        kept.append(bounds.row[(halving == one) & (bounds.step_s < worst_s)])
+    return np.setdiff1d(np.concatenate(kept), best.row)
 
 
 def _best(seen: Contenders, label: Index, number: int, fewest: int) -> Index:

@@ -1,7 +1,7 @@
 """The search: rows of degrees, refused or priced with every choice, the best of each row kept."""
 
 from dataclasses import replace
-from time import perf_counter
+from time import process_time
 
 import numpy as np
 
@@ -9,7 +9,15 @@ from armillary.plan.choices import Choices, all_choices, ends_in_cross_entropy, 
 from armillary.plan.folding import fold
 from armillary.plan.pricing import Pricing
 from armillary.plan.rows import Degrees, Refusals, Rows, find_rows, length
-from armillary.plan.scouting import Funnel, Index, best_groups, best_rows, first_look, group_of
+from armillary.plan.scouting import (
+    Funnel,
+    Index,
+    best_groups,
+    best_rows,
+    first_look,
+    group_of,
+    may_be_among,
+)
 from armillary.plan.software import Software
 from armillary.plan.wish import Contenders, Found, Wish
 from armillary.spec import Layout, Machine, ModelGraph, Search, SpecError
@@ -34,7 +42,7 @@ def search(
 
     Raises: `SpecError` if no layout is admitted, or none fits the device.
     """
-    began_s = perf_counter()
+    began_s = process_time()
     rows = find_rows(
         graph, wish.num_devices, wish.global_batch_size, wish.fixed.degrees, wide=wish.wide
     )
@@ -65,7 +73,7 @@ def search(
             num_layouts=pricing.num_layouts,
             num_refused=pricing.num_refused,
             num_not_fitting=pricing.num_not_fitting,
-            search_s=perf_counter() - began_s,
+            search_s=process_time() - began_s,
         ),
     )
 
@@ -119,15 +127,19 @@ class _Looking:
 
     def at(self, index: Index, choices: Choices, *, counts: bool = True) -> Contenders:
         """The best layouts of the rows at `index`; refusals are told of if it `counts`."""
-        some: Degrees = {name: column[index] for name, column in self.degrees.items()}
-        found = self.pricing.run(some, choices, self.refusals if counts else Refusals())
+        refusals = self.refusals if counts else Refusals()
+        found = self.pricing.run(self.some(index), choices, refusals)
         return replace(found, row=index[found.row])
+
+    def some(self, index: Index) -> Degrees:
+        """The degrees of the rows at `index`."""
+        return {name: column[index] for name, column in self.degrees.items()}
 
     def from_coarse_to_fine(self, choices: Choices, funnel: Funnel) -> Contenders:
         """The best layouts of the rows that a few choices show to be worth all of them."""
         group = group_of(self.degrees)
         first = first_look(self.degrees, self.held, group, funnel)
-        looks = [self.at(first, few_choices(choices, len(first)))]
+        looks = [self.first_seen(first, few_choices(choices, len(first)), funnel)]
         if not len(looks[0]):  # the few choices may be too large where others fit
             return self.at(first, choices)
         second = best_groups(looks[0], group, funnel)
@@ -140,6 +152,21 @@ class _Looking:
         if places.orders:
             looks += self._placed(looks[-1], places, funnel)
         return Contenders.joined(looks)
+
+    def first_seen(self, rows: Index, few: Choices, funnel: Funnel) -> Contenders:
+        """Of `rows` those that may be among the best of their halving, and the smallest.
+
+        First all are priced without messages, which no layout can beat; then the rows that are the
+        fastest so, and of the others those that could still be faster than these are with messages.
+        """
+        free = Pricing(**self.pricing.subject, sends=False)
+        bounds = free.run(self.some(rows), replace(few, zeros=few.zeros[:1]), Refusals())
+        bounds = replace(bounds, row=rows[bounds.row])
+        best = self.at(best_rows(bounds, funnel.groups, funnel.fewest), few)
+        if not len(best):
+            return best
+        left = may_be_among(bounds, best, funnel)
+        return Contenders.joined([best, self.at(left, few)]) if len(left) else best
 
     def _placed(self, seen: Contenders, choices: Choices, funnel: Funnel) -> list[Contenders]:
         """The best rows with the other placements, and the choices that were best for them."""

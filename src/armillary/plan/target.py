@@ -32,8 +32,8 @@ class Target:
     @property
     def sha256(self) -> str:
         """One hash of the graph, as it is when it has been written and read."""
-        read = ModelGraph.from_json(self.graph.to_json())
-        return hashlib.sha256(read.to_json().encode()).hexdigest()
+        read = ModelGraph.from_dict(self.graph.to_dict())
+        return hashlib.sha256(json.dumps(read.to_dict()).encode()).hexdigest()
 
 
 def find_target(
@@ -46,6 +46,14 @@ def find_target(
 
     Raises: `SpecError` if it is none of these, or cannot be traced.
     """
+    if not word:
+        raise SpecError(
+            "target",
+            "missing",
+            "a plan is of a model: a family with its sizes, a recipe, or a JSON file of a graph",
+            "name one, such as `armillary plan gpt` or "
+            "gpt:layers=24,hidden=2048,heads=16,seq=2048,vocab=51200",
+        )
     prefix, colon, _ = word.partition(":")
     if colon and not Path(word).exists():
         _refuse_options(word, options, data)

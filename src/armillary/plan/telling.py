@@ -1,6 +1,7 @@
 """A plan on a terminal: the choice, where its time and memory go, the others, how it scales."""
 
 from collections.abc import Callable, Iterator, Sequence
+from textwrap import wrap
 
 from rich.console import Console
 from rich.table import Table
@@ -16,6 +17,8 @@ LEVEL_STYLES = {"hardware": "cyan", "middleware": "yellow", "algorithm": "magent
 MOST_REFUSED = 6
 MOST_BOUNDS = 12
 BEST, SWEET = "●", "◆"
+LEAST_BESIDE, INDENT = 48, 4
+"""Columns that a layout needs behind numbers, and how far in it stands where it goes below."""
 
 
 def print_plan(plan: Plan, *, num_shown: int, console: Console | None = None) -> None:
@@ -45,7 +48,7 @@ def headline(plan: Plan) -> str:
 
 def facts(plan: Plan) -> Iterator[tuple[str, str]]:
     """What a person asks first, by topic."""
-    yield "layout", str(plan.layout)
+    yield "layout", spaced(plan.layout)
     idle = plan.num_given - plan.num_devices
     yield "devices", f"{plan.num_devices:,}" + (f", {idle:,} left idle" if idle else "")
     filled = plan.predicted_memory_bytes / plan.memory_limit_bytes
@@ -106,6 +109,22 @@ def spaced(layout: Layout | str) -> str:
     return str(layout).replace(",", ", ")
 
 
+def brief(layout: Layout | str, beside: Layout) -> str:
+    """The degrees of a layout, and besides only what it has otherwise than the one `beside` it."""
+    own = Layout.parse(layout) if isinstance(layout, str) else layout
+    here, there = (dict(word.split("=") for word in words_of(one)) for one in (own, beside))
+    said = [f"{name}={value}" for name, value in here.items() if there.get(name) != value]
+    left = [n for n in there if n not in here and n not in beside.degrees and "." not in n]
+    said += [f"{name}={getattr(Layout(), name)}" for name in left]
+    degrees = [f"{axis}={degree}" for axis, degree in own.degrees.items() if degree > 1]
+    return ", ".join(dict.fromkeys([*degrees, *said])) or "serial"
+
+
+def words_of(layout: Layout) -> list[str]:
+    """The words of a layout, such as `tensor=4` and `recompute=full`."""
+    return [word for word in str(layout).split(",") if "=" in word]
+
+
 def by_name(terms: Sequence[Term], number: str) -> list[tuple[str, dict[str, float]]]:
     """Each term's number by level, in the order of the terms."""
     found: dict[str, dict[str, float]] = {}
@@ -162,23 +181,47 @@ def _bar(parts: dict[str, float], whole: float, width: int) -> Text:
 
 
 def _print_others(plan: Plan, num_shown: int, console: Console) -> None:
-    table = Table(box=None, title="\nranked by " + plan.objective, title_style="bold")
-    table.title_justify = "left"
-    for name in ("", "a step", "devices", "memory", "device time", "energy", "layout"):
-        is_text = name in ("", "layout")
-        table.add_column(name, justify="left" if is_text else "right", overflow="fold")
+    title = f"ranked by {plan.objective}: degrees, and what else differs from 1"
     told = [plan.best, *plan.runners_up][:num_shown]
-    for place, one in enumerate(told, start=1):
-        table.add_row(
-            str(place),
-            span(one.predicted_step_s),
-            f"{one.num_devices:,}",
-            size(one.predicted_memory_bytes),
-            device_time(one.predicted_device_hours),
-            energy(one.predicted_energy_j) if one.predicted_energy_j else "–",
-            Text(spaced(one.layout)),
+    rows = [
+        (
+            [
+                str(place),
+                span(one.predicted_step_s),
+                f"{one.num_devices:,}",
+                size(one.predicted_memory_bytes),
+                device_time(one.predicted_device_hours),
+                energy(one.predicted_energy_j) if one.predicted_energy_j else "–",
+            ],
+            spaced(one.layout) if place == 1 else brief(one.layout, plan.layout),
         )
-    console.print(table)
+        for place, one in enumerate(told, start=1)
+    ]
+    heads = ("", "a step", "devices", "memory", "device time", "energy")
+    _print_layouts(title, heads, rows, console)
+
+
+def _print_layouts(
+    title: str, heads: Sequence[str], rows: Sequence[tuple[list[str], str]], console: Console
+) -> None:
+    """Numbers in columns, and a layout behind them, or below where the line is too short."""
+    cells = [list(heads), *(numbers for numbers, _ in rows)]
+    widths = [max(len(cell) for cell in column) for column in zip(*cells, strict=True)]
+    lines = ["  ".join(map(str.rjust, row, widths)) for row in cells]
+    inset = 2 + len(lines[0])
+    is_beside = console.width - inset >= LEAST_BESIDE
+    console.print(f"\n[bold]{title}[/]")
+    console.print(f"[bold]{lines[0]}[/]", no_wrap=True)
+    for line, (_, layout) in zip(lines[1:], rows, strict=True):
+        if is_beside:
+            first, *more = wrap(layout, console.width - inset)
+            console.print(f"{line}  {first}", markup=False, no_wrap=True)
+        else:
+            console.print(line, markup=False, no_wrap=True)
+            more = wrap(layout, console.width - INDENT)
+        margin = inset if is_beside else INDENT
+        for words in more:
+            console.print(" " * margin + words, style="dim", markup=False, no_wrap=True)
 
 
 def _print_frontier(plan: Plan, console: Console) -> None:
@@ -199,7 +242,7 @@ def _print_frontier(plan: Plan, console: Console) -> None:
         line = Curve(x=[x for x, _ in front], y=[y for _, y in front], style="cyan")
         console.print(plot([line, *marks], x_label=title, y_label="s a step", height=10))
     console.print(
-        f"{SWEET} {Text(str(sweet.layout))}: {span(elapsed_s(sweet))} a step on "
+        f"{SWEET} {brief(sweet.layout, plan.layout)}: {span(elapsed_s(sweet))} a step on "
         f"{sweet.num_devices:,} devices, {cost_of(sweet)}",
         markup=False,
     )
@@ -241,33 +284,37 @@ def _print_scaling(plan: Plan, console: Console) -> None:
     ):
         points = [point for point in plan.scaling if point.kind == kind]
         if len(points) > 1:
-            console.print(_scaling_table(title, points))
+            _print_points(title, points, plan.layout, console)
             if kind == "strong":
                 console.print(_scaling_plot(points))
 
 
-def _scaling_table(title: str, points: Sequence[ScalingPoint]) -> Table:
-    table = Table(box=None, title=f"\n{title}", title_style="bold", title_justify="left")
-    heads = ("devices", "a step", "efficiency", "starts", "slow ranks", "goodput", "layout")
-    for name in heads:
-        table.add_column(name, justify="left" if name == "layout" else "right", overflow="fold")
-    for point in points:
-        table.add_row(
-            f"{point.num_devices:,}",
-            span(point.predicted_step_s),
-            f"{100 * point.predicted_efficiency:.0f} %",
-            span(point.predicted_latency_s),
-            f"+{span(point.predicted_straggler_s)}",
-            f"{100 * point.predicted_goodput:.1f} %",
-            Text(spaced(point.layout)),
+def _print_points(
+    title: str, points: Sequence[ScalingPoint], chosen: Layout, console: Console
+) -> None:
+    heads = ("devices", "a step", "efficiency", "starts", "slow ranks", "goodput")
+    rows = [
+        (
+            [
+                f"{point.num_devices:,}",
+                span(point.predicted_step_s),
+                f"{100 * point.predicted_efficiency:.0f} %",
+                span(point.predicted_latency_s),
+                f"+{span(point.predicted_straggler_s)}",
+                f"{100 * point.predicted_goodput:.1f} %",
+            ],
+            brief(point.layout, chosen),
         )
-    return table
+        for point in points
+    ]
+    _print_layouts(title, heads, rows, console)
 
 
 def _scaling_plot(points: Sequence[ScalingPoint]) -> Text:
     devices = [float(point.num_devices) for point in points]
     speed = [point.global_batch_size / point.predicted_step_s for point in points]
-    ideal = [speed[0] / devices[0] * number for number in devices]
+    each = max(s / d for s, d in zip(speed, devices, strict=True))
+    ideal = [each * number for number in devices]
     return plot(
         [
             Curve(x=devices, y=ideal, style="dim"),
@@ -288,7 +335,7 @@ def _print_why_not(answer: WhyNot, plan: Plan, console: Console) -> None:
         console.print(f"    rule  {reason.rule}\n    fix   {reason.fix}", markup=False)
     if answer.candidate is None:
         return
-    console.print(f"  its best: {answer.candidate.layout}", markup=False)
+    console.print(f"  its best: {brief(answer.candidate.layout, plan.layout)}", markup=False)
     table = Table(box=None, show_header=False)
     for name, seconds in answer.slower_s.items():
         if abs(seconds) > 1e-3 * plan.predicted_step_s:
@@ -303,7 +350,7 @@ def account(plan: Plan) -> str:
     rate = search.num_layouts / max(search.search_s, 1e-9)
     return (
         f"{search.num_rows:,} tuples of degrees, {search.num_layouts:,} layouts priced in "
-        f"{span(search.search_s)} ({short(rate / 1e6)} million a second): "
+        f"{span(search.search_s)} of one core ({short(rate / 1e6)} million a second): "
         f"{search.num_refused:,} refused, {search.num_not_fitting:,} too large."
     )
 
@@ -311,7 +358,7 @@ def account(plan: Plan) -> str:
 def _print_account(plan: Plan, console: Console) -> None:
     console.print(f"\n{account(plan)}", style="dim")
     for reason in plan.refused[:MOST_REFUSED]:
-        said = f"  {reason.count:,} refused: {reason.where}: {reason.found} ({reason.example})"
+        said = f"  {reason.count:,} refused: {reason.where}: {reason.found}"
         console.print(said, style="dim", markup=False)
     if plan.bounds:
         console.print(f"not known of {plan.machine}, with what stands in its place:", style="dim")

@@ -25,6 +25,9 @@ HARDWARE, MIDDLEWARE, ALGORITHM = LEVELS
 ENDLESS = 1e9
 """How many times faster a link is that takes no time: a gigabyte then takes less than a flop."""
 
+NEGLIGIBLE = 1e-9
+"""A smaller share of a step than this is rounding."""
+
 
 @dataclass(frozen=True, slots=True)
 class Word:
@@ -82,7 +85,7 @@ def terms_of(
 ) -> tuple[Term, ...]:
     """The terms of the step of a grid of one layout, those of a name together, the longest first.
 
-    They add up to its seconds; those of 0 are left out.
+    They add up to its seconds; those of nothing are left out.
     """
 
     def seconds(on: Machine) -> dict[str, float]:
@@ -91,7 +94,7 @@ def terms_of(
 
     real, at_peak = seconds(machine), seconds(at_its_peaks(machine))
     only_starts = seconds(with_endless_rates(machine))
-    found = []
+    found, step_s = [], sum(real.values())
     for name in sorted(real, key=lambda name: -real[name]):
         total_s = real[name]
         least_s = at_peak.get(name, 0.0)
@@ -99,7 +102,7 @@ def terms_of(
             least_s = total_s - only_starts.get(name, 0.0)
         least_s = min(max(least_s, 0.0), total_s)
         for level, part_s in _by_level(name, total_s, least_s).items():
-            if part_s > 0:
+            if part_s > NEGLIGIBLE * step_s:
                 source = _source(name, level, machine, software, alone.precisions[0])
                 found.append(Term(name=name, predicted_s=part_s, level=level, source=source))
     return tuple(found)

@@ -27,6 +27,9 @@ DIM_OF = {
 }
 """The dim of a grid along which each column of a table of layouts differs, beside the degrees."""
 
+SAMPLED = 16
+"""Rows that are looked at before all are, where values are likely to differ."""
+
 
 @dataclass(frozen=True, slots=True)
 class Sent:
@@ -57,16 +60,20 @@ class _Watched:
         return self._table.option(name, default)
 
 
-def sent_along(axis: Axis, graph: ModelGraph, grid: Grid, batch: int) -> Iterator[Sent]:
+def sent_along(
+    axis: Axis,
+    graph: ModelGraph,
+    grid: Grid,
+    batch: int,
+    reads: dict[str, set[str]] | None = None,
+) -> Iterator[Sent]:
     """The transfers of an axis, those that are alike as one, on as few dims as each depends on.
 
     `graph` is folded. Where ranks lie is nothing to what they send, so rows of equal degrees are
-    asked about once.
+    asked about once. `reads` are by axis the dims that it was seen to read; more are found out.
     """
-    columns = np.stack([np.asarray(column) for column in grid.degrees.values()])
-    _, first, of_row = np.unique(columns, axis=1, return_index=True, return_inverse=True)
-    of_row = of_row.ravel()
-    told, shape = _tell(axis, graph, grid.rows(first), batch)
+    few, of_row = grid.without_orders
+    told, shape = _tell(axis, graph, few, batch, {} if reads is None else reads)
     alike: dict[Any, list[Sent]] = defaultdict(list)
     for one in told:
         if one.per_step.any():
@@ -88,13 +95,13 @@ def sent_along(axis: Axis, graph: ModelGraph, grid: Grid, batch: int) -> Iterato
 
 
 def _tell(
-    axis: Axis, graph: ModelGraph, grid: Grid, batch: int
+    axis: Axis, graph: ModelGraph, grid: Grid, batch: int, reads: dict[str, set[str]]
 ) -> tuple[list[Transfer], tuple[int, ...]]:
     """What `axis` tells of a table along the dims whose columns it reads, and the table's shape.
 
     Those are found by asking: along a dim that was not read all layouts are told the same.
     """
-    dims = {"degrees"}
+    dims = reads.setdefault(axis.name, {"degrees"})
     while True:
         table, shape = grid.table([d for d in DIMS if d in dims], batch)
         watched = _Watched(table)
@@ -111,14 +118,16 @@ def _narrow(values: NDArray[Any], shape: tuple[int, ...]) -> Column:
 
     The rows stay.
     """
-    found = np.broadcast_to(values, prod(shape)).reshape(shape)
+    size = prod(shape)
+    found = (values if values.size == size else np.broadcast_to(values, size)).reshape(shape)
     for dim in range(1, len(shape)):
         if shape[dim] > 1:
             first = found.take([0], axis=dim)
-            if (found == first).all():
+            few = slice(None, None, max(1, shape[0] // SAMPLED))
+            if (found[few] == first[few]).all() and (found == first).all():
                 found = first
     return np.asarray(found, dtype=np.float64)
 
 
-def _rows(values: Column, of_row: NDArray[np.intp]) -> Column:
-    return values[of_row] if values.shape[0] > 1 else values
+def _rows(values: Column, of_row: NDArray[np.int64] | None) -> Column:
+    return values if of_row is None or values.shape[0] == 1 else values[of_row]

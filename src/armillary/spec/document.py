@@ -7,6 +7,7 @@ import time
 import types
 from collections.abc import Iterable, Mapping
 from dataclasses import fields, is_dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, Self, Union, get_args, get_origin, get_type_hints
 
@@ -69,7 +70,7 @@ class Document:
                 f"this Armillary reads {cls.what} version {cls.schema}",
                 "write the file anew with this version, or use the version that wrote it",
             )
-        hints = get_type_hints(cls)
+        hints = _hints(cls)  # type: ignore[arg-type]  # a class is hashable
         names = {field.name for field in fields(cls)}  # type: ignore[arg-type]
         for name in found:
             if name not in names:
@@ -119,6 +120,12 @@ class Document:
                 "check the path",
             ) from None
         return cls.from_json(text, path.name)
+
+
+@cache
+def _hints(cls: type) -> dict[str, Any]:
+    """The types of a class's fields by name; finding them takes longer than checking values."""
+    return get_type_hints(cls)
 
 
 def _plain_fields(value: Any) -> dict[str, Any]:

@@ -62,4 +62,5 @@ class Layouts:
         found = self.options.get(name)
         if found is None:
             return np.full(self.num_layouts, default)  # np.str_ as a dtype would cut it to a letter
-        return np.where(found == "", default, found)
+        is_unsaid = found == ""
+        return np.where(is_unsaid, default, found) if is_unsaid.any() else found

@@ -132,7 +132,8 @@ class Survival(Document):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Search(Document):
-    """What was searched: how many layouts were priced, refused and too large, and how long it took.
+    """What was searched: how many layouts were priced, refused and too large, and the seconds of
+    processor time that it took.
 
     `num_rows` are tuples of degrees with a placement, `num_refused_rows` those that an axis
     refused before anything was priced; a row has many layouts.

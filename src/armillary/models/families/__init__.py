@@ -94,7 +94,6 @@ def _value(where: str, text: str, known: Field[Any]) -> Any:
     least = known.metadata.get("least", 0 if can_be_none else 1)
     most = 1 if isinstance(value, float) else LARGEST
     if not least <= value <= most:
-        raise SpecError(
-            where, text, f"it is {least} to {most}", f"use a value such as {known.default or 16}"
-        )
+        usual = 16 if known.default in (MISSING, 0) else known.default
+        raise SpecError(where, text, f"it is {least} to {most:,}", f"use a value such as {usual}")
     return value

@@ -1,0 +1,51 @@
+"""Where the groups of a grid lie on a machine, and what a message over each of them takes."""
+
+from dataclasses import dataclass, field
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from armillary.networks import Fares, Groups, Times
+from armillary.plan.grid import Column, Grid
+from armillary.spec import Machine
+
+
+@dataclass(frozen=True, slots=True)
+class Learnt:
+    """What pricing one grid teaches for the next, of the same model on the same machine.
+
+    `reads` are by axis the dims of a grid that its traffic was seen to depend on.
+    """
+
+    fares: Fares
+    reads: dict[str, set[str]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, machine: Machine) -> Self:
+        """Nothing yet, of `machine`."""
+        return cls(Fares(machine))
+
+
+@dataclass(frozen=True, slots=True)
+class Lanes:
+    """The groups of one grid by their axes, and what each collective over them takes."""
+
+    fares: Fares
+    grid: Grid
+    groups: dict[tuple[str, ...], Groups] = field(default_factory=dict)
+    times: dict[tuple[str, tuple[str, ...]], Times] = field(default_factory=dict)
+
+    def seconds(self, collective: str, axes: tuple[str, ...], size: Column) -> Column:
+        """Seconds of a `collective` of `size` bytes over the ranks along `axes`."""
+        key = (collective, axes)
+        if key not in self.times:
+            if axes not in self.groups:
+                spans = [(self.grid.degree(name), self._stride(name)) for name in axes]
+                self.groups[axes] = Groups.of(spans)
+            self.times[key] = self.fares.times(collective, self.groups[axes])
+        return self.times[key].seconds(size)
+
+    def _stride(self, axis: str) -> NDArray[np.int64]:
+        own = self.grid.strides.get(axis, np.ones_like(self.grid.order))
+        return self.grid.along("degrees", own)
