@@ -302,7 +302,8 @@ def _once_a_step(
     """Seconds of the update, by its bytes or its launches, and what a step costs at any size."""
     states = memory["parameters"] + memory["gradients"] + memory["optimiser"]
     rate = machine.device.memory_bytes_per_s * machine.device.efficiency.stream_fraction
-    launch_s = software.launch_s or machine.device.efficiency.launch_s
+    own_s = np.asarray(software.launch_s, np.float64)
+    launch_s = np.where(own_s > 0, own_s, machine.device.efficiency.launch_s)
     launched_s = software.optimizer_kernels * launch_s * graph.num_tensors / grid.stages
     updated_s = np.maximum(software.optimizer_passes * states / rate, launched_s)
     agreed_s = software.step_s + software.agreement_s * (grid.batch_ranks > 1)
@@ -341,7 +342,7 @@ def _exposed(ranks: Ranks, sent: _Sent, software: Software, num_blocks: int) -> 
             part = seconds / np.where(total > 0, total, 1.0)
             beside = window * sent.rounds[axis, carries, phase] * part
             most = np.minimum(beside * share, seconds * (1.0 - 1.0 / max(num_blocks, 1)))
-            hidden = hidden + most if software.slowdown else 0.0
+            hidden = hidden + most if np.any(software.slowdown) else 0.0
             name = f"{axis} {carries}"
             terms[name] = terms.get(name, 0.0) + (seconds - most)
         terms["contention"] = terms.get("contention", 0.0) + software.slowdown * hidden

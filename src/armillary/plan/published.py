@@ -10,8 +10,8 @@ import numpy as np
 from armillary import machines
 from armillary.axes import discover
 from armillary.models import families, references
+from armillary.plan import calibration
 from armillary.plan import software as programs
-from armillary.plan.calibration import calibrated
 from armillary.plan.grid import Grid
 from armillary.plan.runs import Run
 from armillary.plan.software import Software
@@ -65,8 +65,8 @@ class Subject:
     assumed: tuple[str, ...] = ()
 
 
-def subject(run: Run) -> Subject:
-    """The plan's view of a run.
+def subject(run: Run, *, calibrated: bool = True) -> Subject:
+    """The plan's view of a run; its software with the fitted constants unless `calibrated` is not.
 
     Raises: `SpecError` or `ValueError` where the row lacks what a plan needs, or does not fit.
     """
@@ -74,7 +74,9 @@ def subject(run: Run) -> Subject:
     if run.tensor > 1 and run.kind == "cnn":
         raise ValueError("the run cuts convolutions by channels, which no axis of ours does")
     machine = machine_of(run)
-    program = calibrated(software_of(run), machine.device.name)
+    program = software_of(run)
+    if calibrated:
+        program = calibration.calibrated(program, machine.device.name)
     data = _data(run)
     micro = _micro_batch(run, data, assumed)
     stages = max(run.pipeline, 1) * max(run.stages_per_rank, 1)

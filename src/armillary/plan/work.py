@@ -18,6 +18,11 @@ from armillary.spec import Device, ModelGraph, Op, Segment
 
 ENTRY = Op(path="", kind="stream", name="entry", tokens=True)
 """What stands for the activations between blocks: whole but for the positions of a rank."""
+UNFUSED_TIMES = 3.0
+"""For each of them that many kernels run where it refuses: to 32 bits, the op itself, and back.
+
+Source: as of `SCORES_MULTIPLE`, `forward_torch_softmax`.
+"""
 FUSED_SCORES = ("mul", "masked_fill")
 """Ops on the scores that a fused softmax does in passing."""
 SCORES_MULTIPLE, SCORES_LENGTH = 4, 2048
@@ -184,7 +189,7 @@ def rates_of(device: Device, software: Software, grid: Grid) -> compute.Rates:
         memory_bytes_per_s=device.memory_bytes_per_s,
         element_bytes=grid.along("precision", [activation_bytes(p) for p in grid.precisions]),
         is_full=grid.along("precision", [p in FULL_PRODUCTS for p in grid.precisions]),
-        stream_start_s=software.stream_start_s * min(software.stream_passes, 1.0),
+        stream_start_s=software.stream_start_s * np.minimum(software.stream_passes, 1.0),
         **measured,
     ).scaled(
         matmul_fraction=software.kernel_fraction,
@@ -198,7 +203,8 @@ def _segment(
 ) -> Work:
     """The ops one after the other, and what the host needs to launch their kernels."""
     casts = np.where(rates.is_full, 1.0, 1.0 + software.cast_kernels)
-    launch_s = (software.launch_s or rates.launch_s) * casts
+    own_s = np.asarray(software.launch_s, np.float64)
+    launch_s = np.where(own_s > 0, own_s, rates.launch_s) * casts
     total = keys.nothing()
     scored = {op.path for op in segment.ops if _is_of_scores(op)}
     for op in segment.ops:
@@ -223,7 +229,7 @@ def _is_of_scores(op: Op) -> bool:
 
 
 def _apart(op: Op, segment: Segment, software: Software, keys: _Keys) -> Column:
-    """1 where the op runs by itself, 0 where a fused softmax does it in passing."""
+    """How often the op runs: 0 where a fused softmax does it in passing, more where it refuses."""
     alone = np.ones(keys.shape)
     if not software.fuses_scores or op.name not in FUSED_SCORES:
         return alone
@@ -231,7 +237,7 @@ def _apart(op: Op, segment: Segment, software: Software, keys: _Keys) -> Column:
     if scores is None or scores.columns > SCORES_LENGTH:
         return alone
     heads = scores.batch * keys.samples * keys.part(scores).batch
-    return np.where(heads % SCORES_MULTIPLE == 0, 0.0, 1.0)
+    return np.where(heads % SCORES_MULTIPLE == 0, 0.0, UNFUSED_TIMES)
 
 
 def _op(
@@ -283,7 +289,7 @@ def _slower(
     """How many times as long an op takes as its sizes say, under this software."""
     if op.cut == "words" and op.kind == "stream":
         return software.loss_passes
-    if op.kind == "matmul" and not op.parameter_bytes and software.unaligned_slowdown > 1.0:
+    if op.kind == "matmul" and not op.parameter_bytes:
         whole = compute.is_aligned(op.columns, rates.element_bytes)
         whole = whole & compute.is_aligned(op.inner, rates.element_bytes)
         return np.where(whole, 1.0, software.unaligned_slowdown)
