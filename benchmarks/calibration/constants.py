@@ -6,10 +6,15 @@ deviation: a constant that few rows depend on stays near it. Where the start is 
 
 from dataclasses import dataclass
 
-MEGATRON = ("megatron-2021", "megatron-2023", "megatron-2023-unfused")
+MEGATRON = (
+    "megatron-2021",
+    "megatron-2023",
+    "megatron-2023-balanced",
+    "megatron-2023-unfused",
+)
 DEEPSPEED = ("megatron-deepspeed-2022",)
 CORE = ("megatron-core-2025", "megatron-core-2026")
-FSDP = ("torch-fsdp-2023", "armillary")
+FSDP = ("torch-fsdp-2023", "llm-foundry-2023", "armillary")
 COMPILED = ("torch-fsdp2-2025",)
 INTERNEVO = ("internevo-2023",)
 XLA = ("xla-2021",)

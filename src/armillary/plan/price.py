@@ -75,14 +75,9 @@ def price(
         global_batch_size,
         lambda collective, size, spans: networks.seconds(machine, collective, size, spans),
     )
-    micro, refused, reasons = _micro_batches(graph, grid, global_batch_size, software.counts_ends)
-    dealt = deal(
-        grid,
-        max(parts.num_blocks, 1),
-        _in_blocks(parts),
-        software.balances_stages,
-        software.counts_ends,
-    )
+    counts_ends = software.deals == "with ends"
+    micro, refused, reasons = _micro_batches(graph, grid, global_batch_size, counts_ends)
+    dealt = deal(grid, max(parts.num_blocks, 1), _in_blocks(parts), software.deals)
     ranks = mean_and_dearest(parts, dealt, grid)
     memory = bytes_by_category(graph, parts, dealt, software, grid, micro)
     sent = _sort(messages, software, grid, micro)

@@ -80,10 +80,9 @@ def subject(run: Run, *, calibrated: bool = True) -> Subject:
     data = _data(run)
     micro = _micro_batch(run, data, assumed)
     stages = max(run.pipeline, 1) * max(run.stages_per_rank, 1)
-    if "redis" in run.id or run.layers % stages:
-        program = replace(program, balances_stages=True)
-    if run.layers % stages and (run.layers + 2) % stages == 0:
-        program = replace(program, counts_ends=True)
+    if run.layers % stages:
+        with_ends = (run.layers + 2) % stages == 0
+        program = replace(program, deals="with ends" if with_ends else "balanced")
     if "async TP" in run.notes and "vanilla" not in run.notes:
         program = replace(program, hides_regions=HIDDEN_BY_ASYNC)
     if re.search("LoRA", run.notes[:60] + run.model):
@@ -282,6 +281,7 @@ def _grid(run: Run, program: Software, data: int, micro: int) -> Grid:
         per_rank = max(1, min(per_rank, (run.layers + 2) // max(run.pipeline, 1)))
         schedule = schedule if per_rank > 1 else "1f1b"
     stages = {"interleaved_1f1b": str(per_rank), "v_half": "2", "zbv": "2", "dualpipev": "2"}
+    cuts_norms = program.cuts_norms if run.cuts_norms is None else run.cuts_norms
     return Grid(
         degrees={a: np.array([degrees.get(a, 1)], dtype=np.int64) for a in axes},
         orders=((*(a for a in axes if a not in degrees), *degrees),),
@@ -290,7 +290,7 @@ def _grid(run: Run, program: Software, data: int, micro: int) -> Grid:
         schedules=((schedule, stages.get(schedule, "1")),),
         recomputes=(run.recompute or "none",),
         zeros=(str(max(zero, 1)),),
-        regions=(("cut" if run.cuts_norms else "whole", program.loss),),
+        regions=(("cut" if cuts_norms else "whole", program.loss),),
         precisions=(_precision(run),),
     )
 

@@ -26,8 +26,8 @@ class Software(Document):
     of the sequence, `fuses_scores` that scale, mask and softmax of one that does are one kernel
     where it takes them (`plan/work.py`), `selective_keeps` what selective recomputing keeps:
     "matmul" their results, or "attention" all but what is inside an attention. `hides_gradients`
-    and `hides_gathers` are the shares of the passes beside which they are sent. `balances_stages`
-    says that the stage of the head is given fewer blocks. `exposes_sends` is the share of a
+    and `hides_gathers` are the shares of the passes beside which they are sent. `deals`
+    is how blocks are dealt to stages (`plan/stages.py`). `exposes_sends` is the share of a
     pipeline's messages that ranks wait for, `slowdown` that of the device that messages take while
     they run beside a pass. `launch_s` is the host's time a kernel, 0 for the device's own, and
     `message_launch_s` its time a message inside a pass; `micro_batch_s` a fixed time a micro batch,
@@ -63,8 +63,7 @@ class Software(Document):
     exposes_sends: float = 1.0
     slowdown: float = 0.0
     optimizer_passes: float = 2.0
-    balances_stages: bool = True
-    counts_ends: bool = False
+    deals: str = "balanced"
     launch_s: float = 0.0
     message_launch_s: float = 0.0
     micro_batch_s: float = 0.0
@@ -72,7 +71,10 @@ class Software(Document):
     overhead_bytes: float = 0.0
     fragmentation: float = 0.0
     loss_passes: float = 1.0
-    logit_bytes: float = 0.0
+    loss_bytes: float = 0.0
+    fuses_kept: bool = False
+    cuts_norms: bool = False
+    shards_along: tuple[str, ...] = ()
     unaligned_slowdown: float = 1.0
     convolution_speedup: float = 1.0
     trains_weights: bool = True
@@ -93,7 +95,7 @@ class Software(Document):
     def of(self, sizes: Mapping[str, float], precision: str) -> float:
         """The entry of one of the `_bytes` fields for a precision; float64 has twice "full"."""
         if precision not in FULL:
-            return sizes["mixed"]
+            return sizes.get(precision, sizes["mixed"])
         return sizes["full"] * (2.0 if precision == "float64" else 1.0)
 
 

@@ -33,6 +33,7 @@ Source: Megatron-LM, megatron/fused_kernels (2021), `FusedScaleMaskSoftmax.is_ke
 
 FULL_PRODUCTS = ("float32", "float64")
 """The precisions whose products are computed in full, by units that are not for matrices."""
+QUANTISED = ("float8", "float4")
 KEPT = ("matmul", "attention", "convolution")
 """The kinds of op whose results selective recomputing keeps."""
 
@@ -46,7 +47,7 @@ class Work:
     `_launch_s` are what the host needs to launch the kernels of a pass, beside which the device
     computes. `saved_bytes` autograd keeps, `selective_bytes` with selective recomputing;
     `workspace_bytes` is the most that one op needs besides; `num_parameters` are held before they
-    are sharded.
+    are sharded, of which the `num_expert_parameters` are of routed experts.
     """
 
     forward_s: Column
@@ -59,6 +60,7 @@ class Work:
     selective_bytes: Column
     workspace_bytes: Column
     num_parameters: Column
+    num_expert_parameters: Column
     flops: Column
 
     def __add__(self, other: "Work") -> "Work":
@@ -139,6 +141,7 @@ class _Keys:
         self.samples = grid.along("micro_batch_size", grid.micro_batch_sizes).astype(np.float64)
         self.table, self.shape = grid.table(("degrees", "region"), 1)
         self.is_single = grid.along("precision", [p == "float32" for p in grid.precisions])
+        self.is_quantised = grid.along("precision", [p in QUANTISED for p in grid.precisions])
         self.axes = axes
         self._known: dict[Op, Part] = {}
 
@@ -252,10 +255,12 @@ def _op(
     own = keys.part(op)
     scale = rates.element_bytes / graph.element_bytes
     grown = keys.samples * (own.rows * own.columns * own.inner * own.batch)
-    saved = grown * (op.saved_bytes - op.unscaled_saved_bytes) * scale
+    saved = grown * (op.saved_bytes - op.unscaled_saved_bytes) * scale * _kept(op, software, keys)
     saved = (saved + grown * op.unscaled_saved_bytes + op.constant_saved_bytes) * op.count
-    if op.cut == "words" and op.kind == "stream" and op.saved_bytes:  # a loss on logits
-        saved = saved + grown * op.written_bytes / graph.element_bytes * software.logit_bytes
+    workspace = grown * op.workspace_bytes * scale
+    if software.loss_bytes and op.cut == "words" and op.kind == "stream":
+        workspace = 0.0 * workspace
+        saved = workspace + grown * op.written_bytes / graph.element_bytes * software.loss_bytes
     parameters = op.parameter_bytes * graph.num_parameters / max(graph.parameter_bytes, 1)
     held = parameters * (1 if op.shares_parameters else op.count) * own.parameters
     forward, back_input, back_weight = (
@@ -277,10 +282,31 @@ def _op(
         backward_launch_s=nothing,
         saved_bytes=saved,
         selective_bytes=selective if is_kept else nothing,
-        workspace_bytes=grown * op.workspace_bytes * scale,
+        workspace_bytes=workspace,
         num_parameters=held,
+        num_expert_parameters=held if op.experts else nothing,
         flops=grown * (op.flops + op.backward_flops) * op.count,
     )
+
+
+def _kept(op: Op, software: Software, keys: _Keys) -> Any:
+    """The share of what autograd saves of an op that fused kernels keep.
+
+    That of a gate keeps its two inputs, of which the activation function keeps one; rows are put
+    back in order, and summed by their weights, from numbers alone. Where products are of 8 bits
+    and fewer their inputs are kept so.
+
+    Source: NVIDIA Transformer Engine and Megatron-Core (`bias_swiglu_impl`, `permute`).
+    """
+    if not software.fuses_kept:
+        return 1.0
+    if op.kind == "stream" and op.name == "mul":
+        return 0.5 if op.cut or op.experts else 0.0
+    if op.name == "index_copy":
+        return 0.0
+    if op.kind == "matmul" or op.name == "index":
+        return np.where(keys.is_quantised, 0.5, 1.0)
+    return 1.0
 
 
 def _slower(
