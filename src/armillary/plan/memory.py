@@ -29,7 +29,9 @@ def bytes_by_category(
     places = [(dealt.first, np.zeros(1)), (dealt.last, grid.stages - 1.0)]
     if has_more:
         is_there = (grid.stages > 2) * 1.0
-        places.append((replace(dealt.middle, blocks=dealt.middle.blocks * is_there), np.ones(1)))
+        places.append(
+            (replace(dealt.middle, blocks=dealt.middle.blocks * is_there), dealt.fuller_from)
+        )
     ranks = [
         _of_rank(graph, parts, at, kept_at(n, grid, micro), software, grid) for at, n in places
     ]

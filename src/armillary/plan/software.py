@@ -25,7 +25,7 @@ class Software(Document):
     named factor of a software generation. `has_fused_attention` says that attention keeps no square
     of the sequence, `fuses_scores` that scale, mask and softmax of one that does are one kernel
     where it takes them (`plan/work.py`), `selective_keeps` what selective recomputing keeps:
-    "matmul" their results, or "attention" all but what is inside an attention. `hides_gradients`
+    "matmul" their results (or of "every second matmul"), or "attention" all but what is inside one. `hides_gradients`
     and `hides_gathers` are the shares of the passes beside which they are sent. `deals`
     is how blocks are dealt to stages (`plan/stages.py`). `exposes_sends` is the share of a
     pipeline's messages that ranks wait for, `slowdown` that of the device that messages take while

@@ -11,10 +11,11 @@ from armillary.plan.grid import Column, Grid
 
 FOLDED = (*V_SHAPED, "v_half")
 """Schedules whose stages run down the ranks and back up: the first rank holds both ends."""
-DEALS = ("balanced", "even", "with ends", "ends cut")
+DEALS = ("balanced", "balanced late", "even", "with ends", "ends cut")
 """How a program deals a model to stages.
 
-"balanced" gives the stage of the head fewer blocks, so that the dearest is as cheap as can be,
+"balanced" gives the stage of the head fewer blocks, so that the dearest is as cheap as can be, and
+the first ones as many as that allows; "balanced late" has the fuller stages behind the others;
 "even" gives all equally many; "with ends" counts what is before the blocks, and the head, as a
 block each (Narayanan et al. 2021 leave it out; Le Scao et al. 2022, arXiv 2211.05100, have it);
 "ends cut" deals evenly and cuts both over all ranks (Yeung et al. 2024, arXiv 2411.05288).
@@ -32,14 +33,15 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Dealt:
-    """The first rank of a pipeline, each of those between, and the last; all broadcast to the grid.
+    """The first rank of a pipeline, the fullest of those between, and the last.
 
-    `blocks` of a place are fractions where they are dealt unevenly.
+    All broadcast to the grid; `fuller_from` is the first rank that holds as much as `middle`.
     """
 
     first: Place
     middle: Place
     last: Place
+    fuller_from: Column
 
 
 def deal(grid: Grid, num_blocks: int, head_blocks: Column, deals: str) -> Dealt:
@@ -50,8 +52,14 @@ def deal(grid: Grid, num_blocks: int, head_blocks: Column, deals: str) -> Dealt:
     )
     per_rank = np.where(ranks > 1, per_rank, 1.0)
     stages = ranks * per_rank
-    if deals == "balanced":
+    fuller_from = np.ones((1,) * stages.ndim)
+    if deals.startswith("balanced"):
         few, most, last = _balanced(num_blocks, stages, head_blocks)
+        if deals == "balanced late":
+            num_fuller = num_blocks - last - few * (stages - 1.0)
+            fuller_from = np.maximum(ranks - 1.0 - num_fuller, 1.0)
+        else:
+            few = most
     elif deals == "with ends":
         most = np.where(stages > 1, np.ceil((num_blocks + 2) / stages), float(num_blocks))
         few = last = most - (stages > 1)
@@ -61,7 +69,7 @@ def deal(grid: Grid, num_blocks: int, head_blocks: Column, deals: str) -> Dealt:
     if deals == "ends cut":
         share = 1.0 / ranks
         places = (Place(n, share, share) for n in (inner + few, inner + most, inner + last))
-        return Dealt(*places)
+        return Dealt(*places, fuller_from)
     alone = (ranks == 1) * 1.0
     folded = grid.along("schedule", [float(name in FOLDED) for name, _ in grid.schedules])
     folded = folded * (ranks > 1)  # there the first rank has the last stage too
@@ -69,6 +77,7 @@ def deal(grid: Grid, num_blocks: int, head_blocks: Column, deals: str) -> Dealt:
         first=Place(inner + few - folded * (most - last), 1.0, np.maximum(alone, folded)),
         middle=Place(inner + most, 0.0, 0.0),
         last=Place(inner + last + folded * (most - last), alone, 1.0 - folded),
+        fuller_from=fuller_from,
     )
 
 

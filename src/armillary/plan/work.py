@@ -267,26 +267,32 @@ def _op(
         op.count * _slower(op, graph, rates, software, keys) * part
         for part in _seconds(op, graph, rates, keys, own)
     )
-    is_kept = op.kind in KEPT
-    if software.selective_keeps == "attention":
-        is_kept = op.kind != "attention" and not is_in_attention
+    kept = _share_kept(op, software, is_in_attention)
     written = grown * op.written_bytes * scale * op.count
-    selective = np.minimum(written, saved) if software.selective_keeps == "matmul" else saved
     nothing = np.zeros_like(forward)
     return Work(
         forward_s=forward,
         backward_input_s=back_input,
         backward_weight_s=back_weight * (software.trains_weights or not op.parameter_bytes),
-        again_s=nothing if is_kept else forward,
+        again_s=(1.0 - kept) * forward,
         forward_launch_s=nothing,
         backward_launch_s=nothing,
         saved_bytes=saved,
-        selective_bytes=selective if is_kept else nothing,
+        selective_bytes=kept * (saved if software.selective_keeps == "attention" else written),
         workspace_bytes=workspace,
         num_parameters=held,
         num_expert_parameters=held if op.experts else nothing,
         flops=grown * (op.flops + op.backward_flops) * op.count,
     )
+
+
+def _share_kept(op: Op, software: Software, is_in_attention: bool) -> float:
+    """How much of the op selective recomputing does not repeat; see `Software.selective_keeps`."""
+    if software.selective_keeps == "attention":
+        return float(op.kind != "attention" and not is_in_attention)
+    if op.kind == "matmul" and software.selective_keeps == "every second matmul":
+        return 0.5
+    return float(op.kind in KEPT)
 
 
 def _kept(op: Op, software: Software, keys: _Keys) -> Any:
