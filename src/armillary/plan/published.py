@@ -271,7 +271,7 @@ def _grid(run: Run, program: Software, data: int, micro: int) -> Grid:
     if "HSDP (" in run.notes or "groups of 8" in run.notes or "8 groups" in run.notes:
         shards = _largest(lambda n: left % n == 0, 8)
     words = (
-        f"pipeline={max(run.pipeline, 1)},data={left // shards},expert={expert},sharded={shards},"
+        f"pipeline={max(run.pipeline, 1)},data={left // shards},sharded={shards},expert={expert},"
         f"sequence={max(run.sequence, 1)},tensor={max(run.tensor, 1)}"
     )
     degrees = Layout.parse(words).degrees
