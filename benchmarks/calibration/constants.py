@@ -17,7 +17,7 @@ CORE = ("megatron-core-2025", "megatron-core-2026")
 FSDP = ("torch-fsdp-2023", "llm-foundry-2023", "armillary")
 COMPILED = ("torch-fsdp2-2025",)
 INTERNEVO = ("internevo-2023",)
-XLA = ("xla-2021",)
+XLA = ("xla-2021", "oneflow-2021")
 NEURON = ("neuron-2024",)
 TORCH = FSDP + COMPILED + INTERNEVO
 
@@ -96,7 +96,7 @@ STREAMS = tuple(
         ("Megatron-Core", 0.9, 0.15, CORE),
         ("eager PyTorch", 1.5, 0.15, FSDP + INTERNEVO),
         ("compiled PyTorch", 1.2, 0.15, COMPILED),
-        ("XLA of 2021", 1.1, 0.15, XLA),
+        ("XLA and OneFlow of 2021", 1.1, 0.15, XLA),
         ("Neuron", 1.5, 0.25, NEURON),
     )
 )
@@ -117,25 +117,12 @@ ATTENTION = tuple(
     )
 )
 
-LOSSES = tuple(
-    Free(name=f"loss of {name}", field="loss_passes", start=start, spread=0.25, software=who)
-    for name, start, who in (
-        ("Megatron-LM", 3.0, MEGATRON),
-        ("Megatron-DeepSpeed", 3.0, DEEPSPEED),
-        ("Megatron-Core", 2.0, CORE),
-        ("PyTorch", 2.0, TORCH),
-    )
-)
-
-UPDATES = tuple(
-    Free(name=f"update of {name}", field="optimizer_passes", start=start, spread=0.2, software=who)
-    for name, start, who in (
-        ("Megatron", 1.5, MEGATRON + DEEPSPEED),
-        ("Megatron-Core", 1.5, CORE),
-        ("PyTorch", 1.5, TORCH),
-        ("XLA and Neuron", 1.2, XLA + NEURON),
-    )
-)
+ONCE = (
+    Free(name="loss on logits", field="loss_passes", start=2.5, spread=0.25,
+         software=(*MEGATRON, *DEEPSPEED, *CORE, *TORCH)),
+    Free(name="update of states", field="optimizer_passes", start=1.4, spread=0.2,
+         software=(*MEGATRON, *DEEPSPEED, *CORE, *TORCH, *XLA, *NEURON)),
+)  # fmt: skip
 
 HOST = (
     Free(name="launch, Megatron-DeepSpeed", field="launch_s", start=5e-5, spread=0.2,
@@ -159,12 +146,10 @@ HIDDEN = (
          software=CORE),
     Free(name="tensor messages hidden, Megatron-Core", field="hides_regions", start=0.6,
          spread=0.25, software=CORE),
-    Free(name="sends waited for, Megatron-LM", field="exposes_sends", start=0.4, spread=0.3,
-         software=MEGATRON),
-    Free(name="sends waited for, Megatron-DeepSpeed", field="exposes_sends", start=1.5, spread=0.3,
+    Free(name="sends waited for, Megatron", field="exposes_sends", start=0.4, spread=0.3,
+         software=MEGATRON + CORE),
+    Free(name="sends waited for, Megatron-DeepSpeed", field="exposes_sends", start=2.0, spread=0.4,
          software=DEEPSPEED),
-    Free(name="sends waited for, Megatron-Core", field="exposes_sends", start=0.4, spread=0.3,
-         software=CORE),
     Free(name="slower beside messages, PyTorch", field="slowdown", start=0.08, spread=0.3,
          software=TORCH),
     Free(name="gradients hidden, InternEvo", field="hides_gradients", start=0.6, spread=0.25,
@@ -181,5 +166,5 @@ SPECIAL = (
 )  # fmt: skip
 
 CONSTANTS = (
-    *DEVICES, *STREAMS, *ATTENTION, *LOSSES, *UPDATES, *HOST, *HIDDEN, *SPECIAL,
+    *DEVICES, *STREAMS, *ATTENTION, *ONCE, *HOST, *HIDDEN, *SPECIAL,
 )  # fmt: skip
