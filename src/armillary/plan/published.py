@@ -43,11 +43,6 @@ HIDDEN_BY_ASYNC = 0.4
 Source: pytorch/torchtitan benchmarks/asyncTP_llama3_h100_2025-06, with and without it in bfloat16:
 27.43 and 25.11 s, 2.807 and 2.555 s.
 """
-UNEVEN, UNEVEN_SPREAD = r"gnmt|jasper|tacotron", 0.093
-"""Models that learn from samples of unlike lengths, and by how much a replica's time varies then.
-
-Source: fitted to these on 4 to 16 devices of DeepLearningExamples.
-"""
 HEAD_DIMS = (("qwen3", 128), ("gpt ?oss", 64))
 """Widths of a head that are not hidden / heads, by model: the published configuration files."""
 
@@ -87,8 +82,8 @@ def subject(run: Run, *, calibrated: bool = True) -> Subject:
         program = replace(program, hides_regions=HIDDEN_BY_ASYNC)
     if re.search("LoRA", run.notes[:60] + run.model):
         program = replace(program, trains_weights=False)
-    if re.search(UNEVEN, run.model.lower()):
-        program = replace(program, spread=UNEVEN_SPREAD)
+    if _varies(run):
+        program = replace(program, spread=program.spread_of_lengths)
     return Subject(
         run=run,
         graph=_own_norms(graph_of(run, program)),
@@ -161,6 +156,12 @@ def graph_of(run: Run, program: Software) -> ModelGraph:
             raise ValueError(f"no stored graph of {run.model!r}, and sizes are not given")
         return found
     return _family(_words(run, program))
+
+
+def _varies(run: Run) -> bool:
+    """Whether the samples of a run are of unlike lengths, as its stored model says."""
+    name = "" if run.kind == "moe" else references.find(run.model, run.seq)
+    return bool(name) and references.read(name).varies
 
 
 _NORMS: dict[int, tuple[ModelGraph, ModelGraph]] = {}

@@ -50,7 +50,8 @@ class Run:
     """A measured run. Numbers that the row does not give are 0, words are empty.
 
     `step_s` and `memory_bytes` are measured; `sequence` is the degree of what divides a sample,
-    `zero` the stage of sharding, -1 where it is not given; `cuts_norms` is None where it is not said.
+    `zero` the stage of sharding, -1 where it is not given; `cuts_norms` is None where nothing is
+    said of it.
     """
 
     id: str

@@ -68,8 +68,8 @@ def deal(grid: Grid, num_blocks: int, head_blocks: Column, deals: str) -> Dealt:
     inner = (per_rank - 1.0) * most
     if deals == "ends cut":
         share = 1.0 / ranks
-        places = (Place(n, share, share) for n in (inner + few, inner + most, inner + last))
-        return Dealt(*places, fuller_from)
+        each = Place(inner + most, share, share)
+        return Dealt(first=each, middle=each, last=each, fuller_from=fuller_from)
     alone = (ranks == 1) * 1.0
     folded = grid.along("schedule", [float(name in FOLDED) for name, _ in grid.schedules])
     folded = folded * (ranks > 1)  # there the first rank has the last stage too

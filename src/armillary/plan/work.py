@@ -4,13 +4,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from armillary.axes import Axis, Part, discover
 from armillary.core import compute
+from armillary.plan import habits
 from armillary.plan.grid import Column, Grid
 from armillary.plan.messages import activation_bytes
 from armillary.plan.software import Software
@@ -18,24 +18,10 @@ from armillary.spec import Device, ModelGraph, Op, Segment
 
 ENTRY = Op(path="", kind="stream", name="entry", tokens=True)
 """What stands for the activations between blocks: whole but for the positions of a rank."""
-UNFUSED_TIMES = 3.0
-"""For each of them that many kernels run where it refuses: to 32 bits, the op itself, and back.
-
-Source: as of `SCORES_MULTIPLE`, `forward_torch_softmax`.
-"""
-FUSED_SCORES = ("mul", "masked_fill")
-"""Ops on the scores that a fused softmax does in passing."""
-SCORES_MULTIPLE, SCORES_LENGTH = 4, 2048
-"""A fused softmax takes so many heads of all samples, or a multiple, and keys up to this length.
-
-Source: Megatron-LM, megatron/fused_kernels (2021), `FusedScaleMaskSoftmax.is_kernel_available`.
-"""
 
 FULL_PRODUCTS = ("float32", "float64")
 """The precisions whose products are computed in full, by units that are not for matrices."""
 QUANTISED = ("float8", "float4")
-KEPT = ("matmul", "attention", "convolution")
-"""The kinds of op whose results selective recomputing keeps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +90,7 @@ class Parts:
 
 def price_parts(graph: ModelGraph, device: Device, software: Software, grid: Grid) -> Parts:
     """The work of every part of `graph` for each row, micro batch, region and precision."""
-    keys, chosen = _Keys.of(graph, grid)
+    keys, chosen = Keys.of(graph, grid)
     rates = rates_of(device, software, grid)
     before = after = blocks = keys.nothing()
     block, num_blocks = keys.nothing(), 0
@@ -131,7 +117,7 @@ def _dearer(one: Work, other: Work) -> Work:
     return Work(*(np.maximum(a, b) for _, a, b in _pairs(one, other)))
 
 
-class _Keys:
+class Keys:
     """What the price of an op depends on, each in the shape that broadcasts.
 
     Of rows with the same degrees along the axes that divide ops one is priced for all.
@@ -146,7 +132,7 @@ class _Keys:
         self._known: dict[Op, Part] = {}
 
     @classmethod
-    def of(cls, graph: ModelGraph, grid: Grid) -> "tuple[_Keys, NDArray[np.int64]]":
+    def of(cls, graph: ModelGraph, grid: Grid) -> "tuple[Keys, NDArray[np.int64]]":
         """The keys of a grid, and by row which of them is its own."""
         few, _ = grid.rows([0]).table(("degrees",), 1)
         ops = [op for segment in graph.segments for op in segment.ops]
@@ -160,6 +146,7 @@ class _Keys:
         return cls(grid.rows(first), axes), index.ravel()
 
     def nothing(self) -> Work:
+        """No work, in the shape of the keys."""
         zero = np.zeros((self.shape[0], *[1] * (len(self.shape) - 1)))
         return Work(*(zero for _ in fields(Work)))
 
@@ -202,14 +189,14 @@ def rates_of(device: Device, software: Software, grid: Grid) -> compute.Rates:
 
 
 def _segment(
-    segment: Segment, graph: ModelGraph, rates: compute.Rates, software: Software, keys: _Keys
+    segment: Segment, graph: ModelGraph, rates: compute.Rates, software: Software, keys: Keys
 ) -> Work:
     """The ops one after the other, and what the host needs to launch their kernels."""
     casts = np.where(rates.is_full, 1.0, 1.0 + software.cast_kernels)
     own_s = np.asarray(software.launch_s, np.float64)
     launch_s = np.where(own_s > 0, own_s, rates.launch_s) * casts
     total = keys.nothing()
-    scored = {op.path for op in segment.ops if _is_of_scores(op)}
+    scored = {op.path for op in segment.ops if habits.is_of_scores(op)}
     for op in segment.ops:
         work = replace(
             _op(op, graph, rates, software, keys, op.path in scored and not op.parameter_bytes),
@@ -217,7 +204,7 @@ def _segment(
             backward_launch_s=total.backward_launch_s * 0.0
             + launch_s * op.count * op.num_backward_kernels,
         )
-        total = total + work.scaled(_apart(op, segment, software, keys))
+        total = total + work.scaled(habits.times_run(op, segment, software, keys))
     waited_s = software.experts_s * any(op.experts for op in segment.ops)
     return replace(
         total,
@@ -226,36 +213,24 @@ def _segment(
     )
 
 
-def _is_of_scores(op: Op) -> bool:
-    """Whether the op is a product of activations, as those around the scores of an attention."""
-    return op.kind == "matmul" and op.name == "bmm" and not op.parameter_bytes
-
-
-def _apart(op: Op, segment: Segment, software: Software, keys: _Keys) -> Column:
-    """How often the op runs: 0 where a fused softmax does it in passing, more where it refuses."""
-    alone = np.ones(keys.shape)
-    if not software.fuses_scores or op.name not in FUSED_SCORES:
-        return alone
-    scores = next((o for o in segment.ops if o.name == "bmm" and o.path == op.path), None)
-    if scores is None or scores.columns > SCORES_LENGTH:
-        return alone
-    heads = scores.batch * keys.samples * keys.part(scores).batch
-    return np.where(heads % SCORES_MULTIPLE == 0, 0.0, UNFUSED_TIMES)
-
-
 def _op(
     op: Op,
     graph: ModelGraph,
     rates: compute.Rates,
     software: Software,
-    keys: _Keys,
+    keys: Keys,
     is_in_attention: bool = False,
 ) -> Work:
     """One op of a block, all its calls; `is_in_attention` that it makes or takes scores."""
     own = keys.part(op)
     scale = rates.element_bytes / graph.element_bytes
     grown = keys.samples * (own.rows * own.columns * own.inner * own.batch)
-    saved = grown * (op.saved_bytes - op.unscaled_saved_bytes) * scale * _kept(op, software, keys)
+    saved = (
+        grown
+        * (op.saved_bytes - op.unscaled_saved_bytes)
+        * scale
+        * habits.kept_of(op, software, keys)
+    )
     saved = (saved + grown * op.unscaled_saved_bytes + op.constant_saved_bytes) * op.count
     workspace = grown * op.workspace_bytes * scale
     if software.loss_bytes and op.cut == "words" and op.kind == "stream":
@@ -264,10 +239,10 @@ def _op(
     parameters = op.parameter_bytes * graph.num_parameters / max(graph.parameter_bytes, 1)
     held = parameters * (1 if op.shares_parameters else op.count) * own.parameters
     forward, back_input, back_weight = (
-        op.count * _slower(op, graph, rates, software, keys) * part
+        op.count * habits.slower(op, graph, rates, software, keys) * part
         for part in _seconds(op, graph, rates, keys, own)
     )
-    kept = _share_kept(op, software, is_in_attention)
+    kept = habits.share_kept(op, software, is_in_attention)
     written = grown * op.written_bytes * scale * op.count
     nothing = np.zeros_like(forward)
     return Work(
@@ -286,53 +261,8 @@ def _op(
     )
 
 
-def _share_kept(op: Op, software: Software, is_in_attention: bool) -> float:
-    """How much of the op selective recomputing does not repeat; see `Software.selective_keeps`."""
-    if software.selective_keeps == "attention":
-        return float(op.kind != "attention" and not is_in_attention)
-    if op.kind == "matmul" and software.selective_keeps == "every second matmul":
-        return 0.5
-    return float(op.kind in KEPT)
-
-
-def _kept(op: Op, software: Software, keys: _Keys) -> Any:
-    """The share of what autograd saves of an op that fused kernels keep.
-
-    That of a gate keeps its two inputs, of which the activation function keeps one; rows are put
-    back in order, and summed by their weights, from numbers alone. Where products are of 8 bits
-    and fewer their inputs are kept so.
-
-    Source: NVIDIA Transformer Engine and Megatron-Core (`bias_swiglu_impl`, `permute`).
-    """
-    if not software.fuses_kept:
-        return 1.0
-    if op.kind == "stream" and op.name == "mul":
-        return 0.5 if op.cut or op.experts else 0.0
-    if op.name == "index_copy":
-        return 0.0
-    if op.kind == "matmul" or op.name == "index":
-        return np.where(keys.is_quantised, 0.5, 1.0)
-    return 1.0
-
-
-def _slower(
-    op: Op, graph: ModelGraph, rates: compute.Rates, software: Software, keys: _Keys
-) -> Any:
-    """How many times as long an op takes as its sizes say, under this software."""
-    if op.cut == "words" and op.kind == "stream":
-        return software.loss_passes
-    if op.kind == "matmul" and not op.parameter_bytes:
-        whole = compute.is_aligned(op.columns, rates.element_bytes)
-        whole = whole & compute.is_aligned(op.inner, rates.element_bytes)
-        return np.where(whole, 1.0, software.unaligned_slowdown)
-    if op.kind == "convolution" and op.inner * op.rows * graph.element_bytes > 1.5 * op.read_bytes:
-        # a window of several taps: what it reads is less than the product that it amounts to
-        return np.where(keys.is_single, 1.0 / software.convolution_speedup, 1.0)
-    return 1.0
-
-
 def _seconds(
-    op: Op, graph: ModelGraph, rates: compute.Rates, keys: _Keys, own: Part
+    op: Op, graph: ModelGraph, rates: compute.Rates, keys: Keys, own: Part
 ) -> tuple[Column, Column, Column]:
     """Seconds of one call: forward, and backward for activations and for parameters."""
     seconds = {
@@ -345,7 +275,7 @@ def _seconds(
 
 
 def _matmul(
-    op: Op, graph: ModelGraph, rates: compute.Rates, keys: _Keys, own: Part
+    op: Op, graph: ModelGraph, rates: compute.Rates, keys: Keys, own: Part
 ) -> tuple[Column, Column, Column]:
     samples = (1.0, keys.samples) if op.batch_is_samples else (keys.samples, 1.0)
     rows, batch = op.rows * own.rows * samples[0], op.batch * own.batch * samples[1]
@@ -358,7 +288,7 @@ def _matmul(
 
 
 def _convolution(
-    op: Op, graph: ModelGraph, rates: compute.Rates, keys: _Keys, own: Part
+    op: Op, graph: ModelGraph, rates: compute.Rates, keys: Keys, own: Part
 ) -> tuple[Column, Column, Column]:
     """Both gradients take as many flops as the forward pass, with the sizes in other places."""
     shared = keys.samples * (own.rows * own.columns * own.inner * own.batch)
@@ -382,7 +312,7 @@ def _convolution(
 
 
 def _attention(
-    op: Op, graph: ModelGraph, rates: compute.Rates, keys: _Keys, own: Part
+    op: Op, graph: ModelGraph, rates: compute.Rates, keys: Keys, own: Part
 ) -> tuple[Column, Column, Column]:
     shared = keys.samples * (own.rows * own.columns * own.inner * own.batch)
     half = 0.5 if op.causal else 1.0
@@ -394,7 +324,7 @@ def _attention(
 
 
 def _scan(
-    op: Op, graph: ModelGraph, rates: compute.Rates, keys: _Keys, own: Part
+    op: Op, graph: ModelGraph, rates: compute.Rates, keys: Keys, own: Part
 ) -> tuple[Column, Column, Column]:
     rows = op.rows * keys.samples
     forward = compute.scan_s(op.steps, rows, op.columns * own.columns, op.inner, rates)
@@ -404,7 +334,7 @@ def _scan(
 
 
 def _stream(
-    op: Op, graph: ModelGraph, rates: compute.Rates, keys: _Keys, own: Part
+    op: Op, graph: ModelGraph, rates: compute.Rates, keys: Keys, own: Part
 ) -> tuple[Column, Column, Column]:
     shared = keys.samples * (own.rows * own.columns * own.inner * own.batch)
     scale = rates.element_bytes / graph.element_bytes
