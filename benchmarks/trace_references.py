@@ -121,6 +121,7 @@ def write(reference: Reference, graph: ModelGraph) -> Path:
         published_flops=reference.forward_flops or 0.0,
         tolerance=reference.tolerance,
         units=reference.units,
+        varies=reference.varies,
         traced=f"benchmarks/trace_references.py, torch {torch.__version__.split('+')[0]}",
     )
     path = FOLDER / f"{reference.name}.json"

@@ -19,7 +19,8 @@ class Reference:
     as two) are published figures, None where the source prints none; `figures` says where they
     are from. `source` is the paper and table of the architecture, `input` the size of a sample
     and where it is stated. `units` says how many of what a source counts there are in a sample
-    (tokens, frames) and `steps` the lengths that a long loop is traced at and stretched to.
+    (tokens, frames), `varies` that samples are of unlike lengths, and `stretch` the lengths that a
+    long loop is traced at and stretched to.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Reference:
     figures: str = ""
     tolerance: float = 0.01
     units: dict[str, float] = field(default_factory=dict)
+    varies: bool = False
     stretch: tuple[Callable[[int, int], Batch], int, int, int] | None = None
 
 

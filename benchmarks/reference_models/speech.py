@@ -216,6 +216,7 @@ def clips(num_samples: int, frames: int) -> Batch:
 REFERENCES = (
     Reference(
         name="jasper10x5",
+        varies=True,
         build=Jasper,
         batch=together(images(64, JASPER_FRAMES), numbers(JASPER_FRAMES // 2)),
         source="Li et al. 2019 (arXiv 1904.03288), Table 1, with dense residuals (section 2.2)",
@@ -226,6 +227,7 @@ REFERENCES = (
     ),
     Reference(
         name="tacotron2",
+        varies=True,
         build=Tacotron2,
         batch=lambda num_samples: clips(num_samples, GUESS_FRAMES),
         source="Shen et al. 2017 (arXiv 1712.05884), section 2.2",

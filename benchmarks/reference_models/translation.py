@@ -140,6 +140,7 @@ GUESS_PADDED, GUESS_TOKENS = 28, 50.6
 REFERENCES = (
     Reference(
         name="gnmt",
+        varies=True,
         build=Gnmt,
         batch=together(numbers(GUESS_PADDED), numbers(GUESS_PADDED), numbers(GUESS_PADDED)),
         source="Wu et al. 2016 (arXiv 1609.08144), section 3, as NVIDIA DeepLearningExamples, "

@@ -1,5 +1,6 @@
 """Bytes of the fullest rank, by category."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from armillary.core import pipeline
 from armillary.plan.grid import DIMS, Column, Grid
 from armillary.plan.messages import activation_bytes
 from armillary.plan.software import Software
-from armillary.plan.stages import Dealt
+from armillary.plan.stages import Dealt, Place
 from armillary.plan.work import Parts
 from armillary.spec import ModelGraph
 
@@ -21,11 +22,19 @@ NUM_GATHERED = 2.0
 def bytes_by_category(
     graph: ModelGraph, parts: Parts, dealt: Dealt, software: Software, grid: Grid, micro: Column
 ) -> dict[str, Column]:
-    """Bytes by category of the rank that holds most: the first of a pipeline, its last, or the
-    second where that has more blocks than the first.
+    """Bytes by category of the rank that holds most: the first of a pipeline, its second where
+    there are several between the ends, or its last.
     """
-    places = ["first", "last"] + ["second"] * bool((dealt.middle > dealt.first).any())
-    ranks = [_of_rank(graph, parts, dealt, software, grid, micro, place) for place in places]
+    has_more = bool((dealt.middle.blocks > dealt.first.blocks).any())
+    places = [(dealt.first, np.zeros(1)), (dealt.last, grid.stages - 1.0)]
+    if has_more:
+        is_there = (grid.stages > 2) * 1.0
+        places.append(
+            (replace(dealt.middle, blocks=dealt.middle.blocks * is_there), dealt.fuller_from)
+        )
+    ranks = [
+        _of_rank(graph, parts, at, kept_at(n, grid, micro), software, grid) for at, n in places
+    ]
     fullest = ranks[0]
     for rank in ranks[1:]:
         is_fuller = _total(rank) > _total(fullest)
@@ -39,32 +48,18 @@ def _total(memory: dict[str, Column]) -> Column:
 
 
 def _of_rank(
-    graph: ModelGraph,
-    parts: Parts,
-    dealt: Dealt,
-    software: Software,
-    grid: Grid,
-    micro: Column,
-    place: str,
+    graph: ModelGraph, parts: Parts, place: Place, kept: Column, software: Software, grid: Grid
 ) -> dict[str, Column]:
-    alone = (grid.stages == 1) * 1.0
-    blocks, before, after = {
-        "first": (dealt.first, 1.0, alone),
-        "second": (dealt.middle * (grid.stages > 2), 0.0, 0.0),
-        "last": (dealt.last, alone, 1.0),
-    }[place]
-    held = blocks / max(parts.num_blocks, 1) * parts.blocks.num_parameters
-    held = held + before * parts.before.num_parameters + after * parts.after.num_parameters
-    kept = np.minimum(micro, dealt.per_rank)
-    if place != "last":
-        kept = kept_at(0.0 if place == "first" else 1.0, grid, micro)
+    """Bytes where the backward pass begins: at the loss, or in the last block, which may first be
+    computed again. What the loss needs is given back before.
+    """
     saved, again = _saved(graph, parts, grid)
-    ends = before * parts.before.saved_bytes * kept + after * parts.after.saved_bytes
-    workspace = np.maximum(parts.block.workspace_bytes, after * parts.after.workspace_bytes)
-    found = _states(graph, held, parts, software, grid) | {
-        "activations": kept * blocks * saved + again,
-        "ends": ends,
-        "workspace": workspace,
+    of_loss = place.after * (parts.after.saved_bytes + parts.after.workspace_bytes)
+    of_block = again + parts.block.workspace_bytes
+    found = _states(graph, place, parts, software, grid) | {
+        "activations": kept * place.blocks * saved,
+        "ends": place.before * parts.before.saved_bytes * kept,
+        "workspace": np.maximum(of_loss, of_block),
     }
     total = _total(found)
     found["fragments"] = total * software.fragmentation
@@ -73,9 +68,46 @@ def _of_rank(
 
 
 def _states(
-    graph: ModelGraph, held: Column, parts: Parts, software: Software, grid: Grid
+    graph: ModelGraph, place: Place, parts: Parts, software: Software, grid: Grid
 ) -> dict[str, Column]:
     """Parameters, gradients and optimiser states, as the axes divide what a rank holds."""
+    parameters, gradients, states = _shares(graph, grid)
+    alike, experts = _shared_along(software, grid)
+
+    def held(name: str) -> Column:
+        of_blocks = place.blocks / max(parts.num_blocks, 1) * getattr(parts.blocks, name)
+        ends = place.before * getattr(parts.before, name) + place.after * getattr(parts.after, name)
+        return np.asarray(of_blocks + ends)
+
+    def each(sizes: Any) -> Column:
+        return grid.along("precision", [software.of(sizes, p) for p in grid.precisions])
+
+    whole = held("num_parameters")
+    least_zero = grid.along("zero", [float(z) for z in grid.zeros])
+
+    def cut_from(stage: int) -> Column:
+        """Parameters of which a rank has the states that are cut from this stage on."""
+        if not software.shards_along:
+            return whole
+        routed = held("num_expert_parameters")
+        cut = (whole - routed) * alike + routed * experts
+        return np.where(least_zero >= stage, cut, whole)
+
+    is_cut = (parameters * alike < 1) & (least_zero >= 3)
+    trained = float(software.trains_weights)
+    return {
+        "parameters": cut_from(3) * parameters * each(software.parameter_bytes),
+        "gradients": cut_from(2) * gradients * each(software.gradient_bytes) * trained,
+        "optimiser": cut_from(1) * states * each(software.optimizer_bytes) * trained,
+        "gathered": parts.block.num_parameters
+        * NUM_GATHERED
+        * is_cut
+        * each(software.gathered_bytes),
+    }
+
+
+def _shares(graph: ModelGraph, grid: Grid) -> tuple[Column, ...]:
+    """What is left of parameters, gradients and states by the axes that shard them."""
     table, shape = grid.table(("degrees", "zero"), 1)
     shares = {"parameters": 1.0, "gradients": 1.0, "optimizer_state": 1.0}
     for axis in discover().values():
@@ -84,21 +116,23 @@ def _states(
         ):
             own = axis.divides(graph, table)
             shares = {name: share * getattr(own, name) for name, share in shares.items()}
-    parameters, gradients, states = (np.reshape(share, shape) for share in shares.values())
-
-    def each(sizes: Any) -> Column:
-        return grid.along("precision", [software.of(sizes, p) for p in grid.precisions])
-
-    gathered = parts.block.num_parameters * NUM_GATHERED * (parameters < 1)
-    return {
-        "parameters": held * parameters * each(software.parameter_bytes),
-        "gradients": held * gradients * each(software.gradient_bytes),
-        "optimiser": held * states * each(software.optimizer_bytes),
-        "gathered": gathered * each(software.gathered_bytes),
-    }
+    return tuple(np.reshape(share, shape) for share in shares.values())
 
 
-def kept_at(rank: float, grid: Grid, micro: Column) -> Column:
+def _shared_along(software: Software, grid: Grid) -> tuple[Column, Column]:
+    """What is left of the states of most parameters, and of the experts', where a program shards
+    them over more of the ranks that hold the same.
+    """
+    alike = experts = np.ones((1,) * len(DIMS))
+    for name in software.shards_along:
+        share = 1.0 / grid.degree(name)
+        alike = alike * share
+        if not discover()[name].splits_batch:  # else the ranks along it have other experts
+            experts = experts * share
+    return alike, experts
+
+
+def kept_at(rank: Any, grid: Grid, micro: Column) -> Column:
     """Micro batches that a rank of a pipeline keeps at once, along the schedules."""
     columns = [
         pipeline.kept_micro_batches(

@@ -1,14 +1,13 @@
 """What a micro batch costs the ranks of a pipeline: the first, those between, and the last."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from armillary.core.pipeline import Passes
 from armillary.plan.grid import DIMS, Column, Grid
-from armillary.plan.stages import Dealt
-from armillary.plan.work import Parts
+from armillary.plan.stages import Dealt, Place
+from armillary.plan.work import Parts, Work
 
 RECOMPUTE = DIMS.index("recompute")
 
@@ -28,57 +27,41 @@ class Ranks:
     backward_launch_s: Column
 
 
-@dataclass(frozen=True, slots=True)
-class _Rank:
-    """A rank with so many blocks; `first` and `last` are 1 where it holds what is at that end."""
-
-    parts: Parts
-    blocks: Column
-    first: Any
-    last: Any
-    times: Any
-
-    def total(self, name: str) -> Column:
-        """The field `name` of its work."""
-        of_blocks = self.blocks / max(self.parts.num_blocks, 1) * getattr(self.parts.blocks, name)
-        ends = self.first * getattr(self.parts.before, name)
-        return np.asarray(of_blocks + ends + self.last * getattr(self.parts.after, name))
-
-
 def mean_and_dearest(parts: Parts, dealt: Dealt, grid: Grid) -> Ranks:
     """The passes of one micro batch, without messages."""
-    stages = grid.stages
-    alone = (stages == 1) * 1.0
-    between = np.maximum(stages - 2.0, 0.0)
-    ranks = [
-        _Rank(parts, dealt.first, 1.0, alone, 1.0),
-        _Rank(parts, dealt.middle, 0.0, 0.0, between),
-        _Rank(parts, dealt.last, alone, 1.0, 1.0 - alone),
-    ]
+    ranks = grid.stages
+    whole = parts.before + parts.blocks + parts.after
+    again = _again(parts, grid)
 
     def mean(name: str) -> Column:
-        weighted = [rank.total(name) * rank.times for rank in ranks]
-        return np.asarray(sum(weighted[1:], weighted[0]) / stages)
+        return np.asarray(getattr(whole, name) / ranks)
 
-    again = _again(parts, grid)
-    totals = [
-        rank.total("forward_s")
-        + (rank.total("backward_input_s") + rank.total("backward_weight_s"))
-        + rank.blocks * again
-        for rank in ranks
-    ]
-    blocks = sum((rank.blocks * rank.times for rank in ranks[1:]), ranks[0].blocks) / stages
+    def total(place: Place) -> Column:
+        return _total(parts, place) + place.blocks * again
+
+    between = total(dealt.middle) * (ranks > 2)
     return Ranks(
         mean=Passes(
             forward_s=mean("forward_s"),
             backward_input_s=mean("backward_input_s"),
             backward_weight_s=mean("backward_weight_s"),
         ),
-        again_s=np.asarray(blocks * again),
-        dearest_s=np.maximum(np.maximum(totals[0], totals[1] * (between > 0)), totals[2]),
+        again_s=np.asarray(parts.num_blocks / ranks * again),
+        dearest_s=np.maximum(np.maximum(total(dealt.first), between), total(dealt.last)),
         forward_launch_s=mean("forward_launch_s"),
         backward_launch_s=mean("backward_launch_s"),
     )
+
+
+def _total(parts: Parts, place: Place) -> Column:
+    """Seconds of a rank's passes."""
+
+    def seconds(work: Work) -> Column:
+        return np.asarray(work.forward_s + work.backward_input_s + work.backward_weight_s)
+
+    of_block = seconds(parts.blocks) / max(parts.num_blocks, 1)
+    ends = place.before * seconds(parts.before) + place.after * seconds(parts.after)
+    return np.asarray(place.blocks * of_block + ends)
 
 
 def _again(parts: Parts, grid: Grid) -> Column:

@@ -75,14 +75,9 @@ def price(
     parts = price_parts_of(folded, machine, software, grid)
     known = learnt or Learnt.of(machine)
     messages = price_messages(folded, known, software, grid, global_batch_size if sends else 0)
-    micro, refused, reasons = _micro_batches(graph, grid, global_batch_size, software.counts_ends)
-    dealt = deal(
-        grid,
-        max(parts.num_blocks, 1),
-        _in_blocks(parts),
-        software.balances_stages,
-        software.counts_ends,
-    )
+    counts_ends = software.deals == "with ends"
+    micro, refused, reasons = _micro_batches(graph, grid, global_batch_size, counts_ends)
+    dealt = deal(grid, max(parts.num_blocks, 1), _in_blocks(parts), software.deals)
     ranks = mean_and_dearest(parts, dealt, grid)
     memory = bytes_by_category(graph, parts, dealt, software, grid, micro)
     sent = _sort(messages, software, grid, micro)
@@ -302,7 +297,8 @@ def _once_a_step(
     """Seconds of the update, by its bytes or its launches, and what a step costs at any size."""
     states = memory["parameters"] + memory["gradients"] + memory["optimiser"]
     rate = machine.device.memory_bytes_per_s * machine.device.efficiency.stream_fraction
-    launch_s = software.launch_s or machine.device.efficiency.launch_s
+    own_s = np.asarray(software.launch_s, np.float64)
+    launch_s = np.where(own_s > 0, own_s, machine.device.efficiency.launch_s)
     launched_s = software.optimizer_kernels * launch_s * graph.num_tensors / grid.stages
     updated_s = np.maximum(software.optimizer_passes * states / rate, launched_s)
     agreed_s = software.step_s + software.agreement_s * (grid.batch_ranks > 1)
@@ -341,7 +337,7 @@ def _exposed(ranks: Ranks, sent: _Sent, software: Software, num_blocks: int) -> 
             part = seconds / np.where(total > 0, total, 1.0)
             beside = window * sent.rounds[axis, carries, phase] * part
             most = np.minimum(beside * share, seconds * (1.0 - 1.0 / max(num_blocks, 1)))
-            hidden = hidden + most if software.slowdown else 0.0
+            hidden = hidden + most if np.any(software.slowdown) else 0.0
             name = f"{axis} {carries}"
             terms[name] = terms.get(name, 0.0) + (seconds - most)
         terms["contention"] = terms.get("contention", 0.0) + software.slowdown * hidden

@@ -10,8 +10,8 @@ import numpy as np
 from armillary import machines
 from armillary.axes import discover
 from armillary.models import families, references
+from armillary.plan import calibration
 from armillary.plan import software as programs
-from armillary.plan.calibration import calibrated
 from armillary.plan.grid import Grid
 from armillary.plan.runs import Run
 from armillary.plan.software import Software
@@ -43,11 +43,6 @@ HIDDEN_BY_ASYNC = 0.4
 Source: pytorch/torchtitan benchmarks/asyncTP_llama3_h100_2025-06, with and without it in bfloat16:
 27.43 and 25.11 s, 2.807 and 2.555 s.
 """
-UNEVEN, UNEVEN_SPREAD = r"gnmt|jasper|tacotron", 0.093
-"""Models that learn from samples of unlike lengths, and by how much a replica's time varies then.
-
-Source: fitted to these on 4 to 16 devices of DeepLearningExamples.
-"""
 HEAD_DIMS = (("qwen3", 128), ("gpt ?oss", 64))
 """Widths of a head that are not hidden / heads, by model: the published configuration files."""
 
@@ -65,8 +60,8 @@ class Subject:
     assumed: tuple[str, ...] = ()
 
 
-def subject(run: Run) -> Subject:
-    """The plan's view of a run.
+def subject(run: Run, *, calibrated: bool = True) -> Subject:
+    """The plan's view of a run; its software with the fitted constants unless `calibrated` is not.
 
     Raises: `SpecError` or `ValueError` where the row lacks what a plan needs, or does not fit.
     """
@@ -74,20 +69,21 @@ def subject(run: Run) -> Subject:
     if run.tensor > 1 and run.kind == "cnn":
         raise ValueError("the run cuts convolutions by channels, which no axis of ours does")
     machine = machine_of(run)
-    program = calibrated(software_of(run), machine.device.name)
+    program = software_of(run)
+    if calibrated:
+        program = calibration.calibrated(program, machine.device.name)
     data = _data(run)
     micro = _micro_batch(run, data, assumed)
     stages = max(run.pipeline, 1) * max(run.stages_per_rank, 1)
-    if "redis" in run.id or run.layers % stages:
-        program = replace(program, balances_stages=True)
-    if run.layers % stages and (run.layers + 2) % stages == 0:
-        program = replace(program, counts_ends=True)
+    if run.layers % stages:
+        with_ends = (run.layers + 2) % stages == 0
+        program = replace(program, deals="with ends" if with_ends else "balanced")
     if "async TP" in run.notes and "vanilla" not in run.notes:
         program = replace(program, hides_regions=HIDDEN_BY_ASYNC)
     if re.search("LoRA", run.notes[:60] + run.model):
         program = replace(program, trains_weights=False)
-    if re.search(UNEVEN, run.model.lower()):
-        program = replace(program, spread=UNEVEN_SPREAD)
+    if _varies(run):
+        program = replace(program, spread=program.spread_of_lengths)
     return Subject(
         run=run,
         graph=_own_norms(graph_of(run, program)),
@@ -160,6 +156,12 @@ def graph_of(run: Run, program: Software) -> ModelGraph:
             raise ValueError(f"no stored graph of {run.model!r}, and sizes are not given")
         return found
     return _family(_words(run, program))
+
+
+def _varies(run: Run) -> bool:
+    """Whether the samples of a run are of unlike lengths, as its stored model says."""
+    name = "" if run.kind == "moe" else references.find(run.model, run.seq)
+    return bool(name) and references.read(name).varies
 
 
 _NORMS: dict[int, tuple[ModelGraph, ModelGraph]] = {}
@@ -248,6 +250,7 @@ def _routed(run: Run, sizes: dict[str, object], program: Software) -> str:
     chosen = told(r"top-(\d+)", 2)
     if "GShard" in run.model:
         words = {"experts": experts, "chosen": chosen, "fused": "false"}
+        words |= {"group": told(r"group size (\d+)", min(2048, run.seq * run.micro_batch_size))}
         return _said("gpt", sizes | words | {"dropout": program.dropout})
     inner = told(r"(?:moe_ffn|expert ffn) (\d+)", run.ffn)
     if "MLA" in run.notes:
@@ -269,7 +272,7 @@ def _grid(run: Run, program: Software, data: int, micro: int) -> Grid:
     if "HSDP (" in run.notes or "groups of 8" in run.notes or "8 groups" in run.notes:
         shards = _largest(lambda n: left % n == 0, 8)
     words = (
-        f"pipeline={max(run.pipeline, 1)},data={left // shards},expert={expert},sharded={shards},"
+        f"pipeline={max(run.pipeline, 1)},data={left // shards},sharded={shards},expert={expert},"
         f"sequence={max(run.sequence, 1)},tensor={max(run.tensor, 1)}"
     )
     degrees = Layout.parse(words).degrees
@@ -280,6 +283,7 @@ def _grid(run: Run, program: Software, data: int, micro: int) -> Grid:
         per_rank = max(1, min(per_rank, (run.layers + 2) // max(run.pipeline, 1)))
         schedule = schedule if per_rank > 1 else "1f1b"
     stages = {"interleaved_1f1b": str(per_rank), "v_half": "2", "zbv": "2", "dualpipev": "2"}
+    cuts_norms = program.cuts_norms if run.cuts_norms is None else run.cuts_norms
     return Grid(
         degrees={a: np.array([degrees.get(a, 1)], dtype=np.int64) for a in axes},
         orders=((*(a for a in axes if a not in degrees), *degrees),),
@@ -288,7 +292,7 @@ def _grid(run: Run, program: Software, data: int, micro: int) -> Grid:
         schedules=((schedule, stages.get(schedule, "1")),),
         recomputes=(run.recompute or "none",),
         zeros=(str(max(zero, 1)),),
-        regions=(("cut" if run.cuts_norms else "whole", program.loss),),
+        regions=(("cut" if cuts_norms else "whole", program.loss),),
         precisions=(_precision(run),),
     )
 

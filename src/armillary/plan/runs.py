@@ -50,7 +50,8 @@ class Run:
     """A measured run. Numbers that the row does not give are 0, words are empty.
 
     `step_s` and `memory_bytes` are measured; `sequence` is the degree of what divides a sample,
-    `zero` the stage of sharding, -1 where it is not given.
+    `zero` the stage of sharding, -1 where it is not given; `cuts_norms` is None where nothing is
+    said of it.
     """
 
     id: str
@@ -80,7 +81,7 @@ class Run:
     expert: int
     data: int
     zero: int
-    cuts_norms: bool
+    cuts_norms: bool | None
     recompute: str
     precision: str
     precision_detail: str
@@ -199,7 +200,7 @@ def _run(row: Mapping[str, str]) -> Run:
         expert=whole("ep"),
         data=whole("dp"),
         zero=int(_number(row, "zero_stage")) if zero else -1,
-        cuts_norms=word("sequence_parallel") == "1",
+        cuts_norms=word("sequence_parallel") == "1" if word("sequence_parallel") else None,
         recompute=word("recompute"),
         precision=word("precision"),
         precision_detail=word("precision_detail"),

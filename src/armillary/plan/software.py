@@ -17,17 +17,23 @@ FULL = ("float32", "tf32", "float64")
 class Software(Document):
     """One generation of training software, as far as time and memory depend on it.
 
-    The `_bytes` fields are of one parameter, by "mixed" (16 bits and fewer) or "full" precision:
-    `parameter_bytes` as computed with, `gradient_bytes` as summed, `optimizer_bytes` of its states
-    and master copy, `gathered_bytes` and `reduced_bytes` as sent.
+    The `_bytes` fields are of one parameter, by "mixed" (16 bits and fewer), "full" or the name of
+    a precision: `parameter_bytes` as computed with, `gradient_bytes` as summed, `optimizer_bytes`
+    of its states and master copy, `gathered_bytes` and `reduced_bytes` as sent. `shards_along` are
+    the axes beside `sharded` over which they are cut where ranks hold the same, from the stage of
+    sharding on that cuts them.
 
     `kernel_fraction`, `attention_fraction` and `stream_passes` scale what a device reaches: the
     named factor of a software generation. `has_fused_attention` says that attention keeps no square
     of the sequence, `fuses_scores` that scale, mask and softmax of one that does are one kernel
-    where it takes them (`plan/work.py`), `selective_keeps` what selective recomputing keeps:
-    "matmul" their results, or "attention" all but what is inside an attention. `hides_gradients`
-    and `hides_gathers` are the shares of the passes beside which they are sent. `balances_stages`
-    says that the stage of the head is given fewer blocks. `exposes_sends` is the share of a
+    where it takes them (`plan/habits.py`). `selective_keeps` is what selective recomputing keeps:
+    "matmul" their results, or those of "every second matmul", or "attention" all but what is inside
+    one. `fuses_kept` says that fused kernels keep less for the backward pass, and `loss_bytes` are
+    those of a logit, with all of its loss, when they are most; 0 as the graph tells. `cuts_norms`
+    is whether tensor parallelism cuts norms where a run does not say.
+
+    `hides_gradients` and `hides_gathers` are the shares of the passes beside which they are sent.
+    `deals` is how blocks are dealt to stages (`plan/stages.py`). `exposes_sends` is the share of a
     pipeline's messages that ranks wait for, `slowdown` that of the device that messages take while
     they run beside a pass. `launch_s` is the host's time a kernel, 0 for the device's own, and
     `message_launch_s` its time a message inside a pass; `micro_batch_s` a fixed time a micro batch,
@@ -39,7 +45,8 @@ class Software(Document):
     kernels that fusing leaves; `cast_kernels` the share of more kernels in mixed precision, and
     `optimizer_kernels` those of an update for each parameter tensor. `agreement_s` is a time a step
     in which several replicas agree on what to sum, and `spread` the relative standard deviation
-    of a replica's time, for the slowest of which the others wait.
+    of a replica's time, for the slowest of which the others wait; `spread_of_lengths` is that where
+    samples are of unlike lengths.
     """
 
     what: ClassVar[str] = "software"
@@ -63,8 +70,7 @@ class Software(Document):
     exposes_sends: float = 1.0
     slowdown: float = 0.0
     optimizer_passes: float = 2.0
-    balances_stages: bool = True
-    counts_ends: bool = False
+    deals: str = "balanced"
     launch_s: float = 0.0
     message_launch_s: float = 0.0
     micro_batch_s: float = 0.0
@@ -72,7 +78,10 @@ class Software(Document):
     overhead_bytes: float = 0.0
     fragmentation: float = 0.0
     loss_passes: float = 1.0
-    logit_bytes: float = 0.0
+    loss_bytes: float = 0.0
+    fuses_kept: bool = False
+    cuts_norms: bool = False
+    shards_along: tuple[str, ...] = ()
     unaligned_slowdown: float = 1.0
     convolution_speedup: float = 1.0
     trains_weights: bool = True
@@ -84,6 +93,7 @@ class Software(Document):
     optimizer_kernels: float = 0.0
     agreement_s: float = 0.0
     spread: float = 0.0
+    spread_of_lengths: float = 0.0
     dropout: float = 0.0
     zero: int = 0
     loss: str = "whole"
@@ -93,7 +103,7 @@ class Software(Document):
     def of(self, sizes: Mapping[str, float], precision: str) -> float:
         """The entry of one of the `_bytes` fields for a precision; float64 has twice "full"."""
         if precision not in FULL:
-            return sizes["mixed"]
+            return sizes.get(precision, sizes["mixed"])
         return sizes["full"] * (2.0 if precision == "float64" else 1.0)
 
 

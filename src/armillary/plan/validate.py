@@ -15,7 +15,10 @@ from armillary.spec import SpecError
 
 LEAST_RANKED = 3
 """Layouts of one model on one machine from which on their order is compared."""
-GIB = 2**30
+BESIDES = ("fragments", "overhead")
+"""Kinds of memory that no program asks for."""
+ASKED = ("allocated", "allocator peak, ", "buffer assignment")
+"""Words of a table's `memory_basis` for bytes in use, without what an allocator keeps besides."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,6 +28,7 @@ class Compared:
     run: Run
     step_s: float
     memory_bytes: float
+    allocated_bytes: float
     room_bytes: float
     assumed: tuple[str, ...]
 
@@ -35,9 +39,14 @@ class Compared:
 
     @property
     def memory_error(self) -> float:
-        """Ours / theirs - 1 of the bytes of a rank, where the run had room."""
+        """Ours / theirs - 1 of the bytes of a rank, where the run had room.
+
+        Of what a program has asked for where that was measured, else of all that it took.
+        """
         is_known = self.run.memory_bytes and self.run.outcome == "ok"
-        return self.memory_bytes / self.run.memory_bytes - 1.0 if is_known else np.nan
+        asked = any(word in self.run.memory_basis for word in ASKED)
+        ours = self.allocated_bytes if asked else self.memory_bytes
+        return ours / self.run.memory_bytes - 1.0 if is_known else np.nan
 
     @property
     def fits(self) -> bool:
@@ -206,6 +215,9 @@ def compare(what: Subject) -> Compared:
         run=what.run,
         step_s=step_s,
         memory_bytes=float(priced.memory_bytes.ravel()[0]),
+        allocated_bytes=float(
+            sum(np.ravel(priced.memory[n])[0] for n in priced.memory if n not in BESIDES)
+        ),
         room_bytes=float(what.machine.device.memory_bytes),
         assumed=what.assumed,
     )

@@ -4,13 +4,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from armillary.axes import Axis, Part, discover
 from armillary.core import compute
+from armillary.plan import habits
 from armillary.plan.grid import Column, Grid
 from armillary.plan.messages import activation_bytes
 from armillary.plan.software import Software
@@ -18,18 +18,10 @@ from armillary.spec import Device, ModelGraph, Op, Segment
 
 ENTRY = Op(path="", kind="stream", name="entry", tokens=True)
 """What stands for the activations between blocks: whole but for the positions of a rank."""
-FUSED_SCORES = ("mul", "masked_fill")
-"""Ops on the scores that a fused softmax does in passing."""
-SCORES_MULTIPLE, SCORES_LENGTH = 4, 2048
-"""A fused softmax takes so many heads of all samples, or a multiple, and keys up to this length.
-
-Source: Megatron-LM, megatron/fused_kernels (2021), `FusedScaleMaskSoftmax.is_kernel_available`.
-"""
 
 FULL_PRODUCTS = ("float32", "float64")
 """The precisions whose products are computed in full, by units that are not for matrices."""
-KEPT = ("matmul", "attention", "convolution")
-"""The kinds of op whose results selective recomputing keeps."""
+QUANTISED = ("float8", "float4")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +33,7 @@ class Work:
     `_launch_s` are what the host needs to launch the kernels of a pass, beside which the device
     computes. `saved_bytes` autograd keeps, `selective_bytes` with selective recomputing;
     `workspace_bytes` is the most that one op needs besides; `num_parameters` are held before they
-    are sharded.
+    are sharded, of which the `num_expert_parameters` are of routed experts.
     """
 
     forward_s: Column
@@ -54,6 +46,7 @@ class Work:
     selective_bytes: Column
     workspace_bytes: Column
     num_parameters: Column
+    num_expert_parameters: Column
     flops: Column
 
     def __add__(self, other: "Work") -> "Work":
@@ -97,7 +90,7 @@ class Parts:
 
 def price_parts(graph: ModelGraph, device: Device, software: Software, grid: Grid) -> Parts:
     """The work of every part of `graph` for each row, micro batch, region and precision."""
-    keys, chosen = _Keys.of(graph, grid)
+    keys, chosen = Keys.of(graph, grid)
     rates = rates_of(device, software, grid)
     before = after = blocks = keys.nothing()
     block, num_blocks = keys.nothing(), 0
@@ -124,7 +117,7 @@ def _dearer(one: Work, other: Work) -> Work:
     return Work(*(np.maximum(a, b) for _, a, b in _pairs(one, other)))
 
 
-class _Keys:
+class Keys:
     """What the price of an op depends on, each in the shape that broadcasts.
 
     Of rows with the same degrees along the axes that divide ops one is priced for all.
@@ -134,11 +127,12 @@ class _Keys:
         self.samples = grid.along("micro_batch_size", grid.micro_batch_sizes).astype(np.float64)
         self.table, self.shape = grid.table(("degrees", "region"), 1)
         self.is_single = grid.along("precision", [p == "float32" for p in grid.precisions])
+        self.is_quantised = grid.along("precision", [p in QUANTISED for p in grid.precisions])
         self.axes = axes
         self._known: dict[Op, Part] = {}
 
     @classmethod
-    def of(cls, graph: ModelGraph, grid: Grid) -> "tuple[_Keys, NDArray[np.int64]]":
+    def of(cls, graph: ModelGraph, grid: Grid) -> "tuple[Keys, NDArray[np.int64]]":
         """The keys of a grid, and by row which of them is its own."""
         few, _ = grid.rows([0]).table(("degrees",), 1)
         ops = [op for segment in graph.segments for op in segment.ops]
@@ -152,6 +146,7 @@ class _Keys:
         return cls(grid.rows(first), axes), index.ravel()
 
     def nothing(self) -> Work:
+        """No work, in the shape of the keys."""
         zero = np.zeros((self.shape[0], *[1] * (len(self.shape) - 1)))
         return Work(*(zero for _ in fields(Work)))
 
@@ -184,7 +179,7 @@ def rates_of(device: Device, software: Software, grid: Grid) -> compute.Rates:
         memory_bytes_per_s=device.memory_bytes_per_s,
         element_bytes=grid.along("precision", [activation_bytes(p) for p in grid.precisions]),
         is_full=grid.along("precision", [p in FULL_PRODUCTS for p in grid.precisions]),
-        stream_start_s=software.stream_start_s * min(software.stream_passes, 1.0),
+        stream_start_s=software.stream_start_s * np.minimum(software.stream_passes, 1.0),
         **measured,
     ).scaled(
         matmul_fraction=software.kernel_fraction,
@@ -194,13 +189,14 @@ def rates_of(device: Device, software: Software, grid: Grid) -> compute.Rates:
 
 
 def _segment(
-    segment: Segment, graph: ModelGraph, rates: compute.Rates, software: Software, keys: _Keys
+    segment: Segment, graph: ModelGraph, rates: compute.Rates, software: Software, keys: Keys
 ) -> Work:
     """The ops one after the other, and what the host needs to launch their kernels."""
     casts = np.where(rates.is_full, 1.0, 1.0 + software.cast_kernels)
-    launch_s = (software.launch_s or rates.launch_s) * casts
+    own_s = np.asarray(software.launch_s, np.float64)
+    launch_s = np.where(own_s > 0, own_s, rates.launch_s) * casts
     total = keys.nothing()
-    scored = {op.path for op in segment.ops if _is_of_scores(op)}
+    scored = {op.path for op in segment.ops if habits.is_of_scores(op)}
     for op in segment.ops:
         work = replace(
             _op(op, graph, rates, software, keys, op.path in scored and not op.parameter_bytes),
@@ -208,7 +204,7 @@ def _segment(
             backward_launch_s=total.backward_launch_s * 0.0
             + launch_s * op.count * op.num_backward_kernels,
         )
-        total = total + work.scaled(_apart(op, segment, software, keys))
+        total = total + work.scaled(habits.times_run(op, segment, software, keys))
     waited_s = software.experts_s * any(op.experts for op in segment.ops)
     return replace(
         total,
@@ -217,84 +213,56 @@ def _segment(
     )
 
 
-def _is_of_scores(op: Op) -> bool:
-    """Whether the op is a product of activations, as those around the scores of an attention."""
-    return op.kind == "matmul" and op.name == "bmm" and not op.parameter_bytes
-
-
-def _apart(op: Op, segment: Segment, software: Software, keys: _Keys) -> Column:
-    """1 where the op runs by itself, 0 where a fused softmax does it in passing."""
-    alone = np.ones(keys.shape)
-    if not software.fuses_scores or op.name not in FUSED_SCORES:
-        return alone
-    scores = next((o for o in segment.ops if o.name == "bmm" and o.path == op.path), None)
-    if scores is None or scores.columns > SCORES_LENGTH:
-        return alone
-    heads = scores.batch * keys.samples * keys.part(scores).batch
-    return np.where(heads % SCORES_MULTIPLE == 0, 0.0, 1.0)
-
-
 def _op(
     op: Op,
     graph: ModelGraph,
     rates: compute.Rates,
     software: Software,
-    keys: _Keys,
+    keys: Keys,
     is_in_attention: bool = False,
 ) -> Work:
     """One op of a block, all its calls; `is_in_attention` that it makes or takes scores."""
     own = keys.part(op)
     scale = rates.element_bytes / graph.element_bytes
     grown = keys.samples * (own.rows * own.columns * own.inner * own.batch)
-    saved = grown * (op.saved_bytes - op.unscaled_saved_bytes) * scale
+    saved = (
+        grown
+        * (op.saved_bytes - op.unscaled_saved_bytes)
+        * scale
+        * habits.kept_of(op, software, keys)
+    )
     saved = (saved + grown * op.unscaled_saved_bytes + op.constant_saved_bytes) * op.count
-    if op.cut == "words" and op.kind == "stream" and op.saved_bytes:  # a loss on logits
-        saved = saved + grown * op.written_bytes / graph.element_bytes * software.logit_bytes
+    workspace = grown * op.workspace_bytes * scale
+    if software.loss_bytes and op.cut == "words" and op.kind == "stream":
+        workspace = 0.0 * workspace
+        saved = workspace + grown * op.written_bytes / graph.element_bytes * software.loss_bytes
     parameters = op.parameter_bytes * graph.num_parameters / max(graph.parameter_bytes, 1)
     held = parameters * (1 if op.shares_parameters else op.count) * own.parameters
     forward, back_input, back_weight = (
-        op.count * _slower(op, graph, rates, software, keys) * part
+        op.count * habits.slower(op, graph, rates, software, keys) * part
         for part in _seconds(op, graph, rates, keys, own)
     )
-    is_kept = op.kind in KEPT
-    if software.selective_keeps == "attention":
-        is_kept = op.kind != "attention" and not is_in_attention
+    kept = habits.share_kept(op, software, is_in_attention)
     written = grown * op.written_bytes * scale * op.count
-    selective = np.minimum(written, saved) if software.selective_keeps == "matmul" else saved
     nothing = np.zeros_like(forward)
     return Work(
         forward_s=forward,
         backward_input_s=back_input,
         backward_weight_s=back_weight * (software.trains_weights or not op.parameter_bytes),
-        again_s=nothing if is_kept else forward,
+        again_s=(1.0 - kept) * forward,
         forward_launch_s=nothing,
         backward_launch_s=nothing,
         saved_bytes=saved,
-        selective_bytes=selective if is_kept else nothing,
-        workspace_bytes=grown * op.workspace_bytes * scale,
+        selective_bytes=kept * (saved if software.selective_keeps == "attention" else written),
+        workspace_bytes=workspace,
         num_parameters=held,
+        num_expert_parameters=held if op.experts else nothing,
         flops=grown * (op.flops + op.backward_flops) * op.count,
     )
 
 
-def _slower(
-    op: Op, graph: ModelGraph, rates: compute.Rates, software: Software, keys: _Keys
-) -> Any:
-    """How many times as long an op takes as its sizes say, under this software."""
-    if op.cut == "words" and op.kind == "stream":
-        return software.loss_passes
-    if op.kind == "matmul" and not op.parameter_bytes and software.unaligned_slowdown > 1.0:
-        whole = compute.is_aligned(op.columns, rates.element_bytes)
-        whole = whole & compute.is_aligned(op.inner, rates.element_bytes)
-        return np.where(whole, 1.0, software.unaligned_slowdown)
-    if op.kind == "convolution" and op.inner * op.rows * graph.element_bytes > 1.5 * op.read_bytes:
-        # a window of several taps: what it reads is less than the product that it amounts to
-        return np.where(keys.is_single, 1.0 / software.convolution_speedup, 1.0)
-    return 1.0
-
-
 def _seconds(
-    op: Op, graph: ModelGraph, rates: compute.Rates, keys: _Keys, own: Part
+    op: Op, graph: ModelGraph, rates: compute.Rates, keys: Keys, own: Part
 ) -> tuple[Column, Column, Column]:
     """Seconds of one call: forward, and backward for activations and for parameters."""
     seconds = {
@@ -307,7 +275,7 @@ def _seconds(
 
 
 def _matmul(
-    op: Op, graph: ModelGraph, rates: compute.Rates, keys: _Keys, own: Part
+    op: Op, graph: ModelGraph, rates: compute.Rates, keys: Keys, own: Part
 ) -> tuple[Column, Column, Column]:
     samples = (1.0, keys.samples) if op.batch_is_samples else (keys.samples, 1.0)
     rows, batch = op.rows * own.rows * samples[0], op.batch * own.batch * samples[1]
@@ -320,7 +288,7 @@ def _matmul(
 
 
 def _convolution(
-    op: Op, graph: ModelGraph, rates: compute.Rates, keys: _Keys, own: Part
+    op: Op, graph: ModelGraph, rates: compute.Rates, keys: Keys, own: Part
 ) -> tuple[Column, Column, Column]:
     """Both gradients take as many flops as the forward pass, with the sizes in other places."""
     shared = keys.samples * (own.rows * own.columns * own.inner * own.batch)
@@ -344,7 +312,7 @@ def _convolution(
 
 
 def _attention(
-    op: Op, graph: ModelGraph, rates: compute.Rates, keys: _Keys, own: Part
+    op: Op, graph: ModelGraph, rates: compute.Rates, keys: Keys, own: Part
 ) -> tuple[Column, Column, Column]:
     shared = keys.samples * (own.rows * own.columns * own.inner * own.batch)
     half = 0.5 if op.causal else 1.0
@@ -356,7 +324,7 @@ def _attention(
 
 
 def _scan(
-    op: Op, graph: ModelGraph, rates: compute.Rates, keys: _Keys, own: Part
+    op: Op, graph: ModelGraph, rates: compute.Rates, keys: Keys, own: Part
 ) -> tuple[Column, Column, Column]:
     rows = op.rows * keys.samples
     forward = compute.scan_s(op.steps, rows, op.columns * own.columns, op.inner, rates)
@@ -366,7 +334,7 @@ def _scan(
 
 
 def _stream(
-    op: Op, graph: ModelGraph, rates: compute.Rates, keys: _Keys, own: Part
+    op: Op, graph: ModelGraph, rates: compute.Rates, keys: Keys, own: Part
 ) -> tuple[Column, Column, Column]:
     shared = keys.samples * (own.rows * own.columns * own.inner * own.batch)
     scale = rates.element_bytes / graph.element_bytes

@@ -22,7 +22,8 @@ class Gpt:
     `ffn` (4 x hidden) is the inner width of a feed-forward, `kv_heads` (heads) and `head_dim`
     (hidden / heads) are those of attention; `positions`: learned or none; `tied`: the head is the
     embedding; `fused`: attention does not write its scores to memory; `experts` above 0: every
-    `every`-th block has so many feed-forwards, of which a token takes `chosen`.
+    `every`-th block has so many feed-forwards, of which a token takes `chosen`, with a `group` by
+    products with a mask over so many tokens.
     """
 
     layers: int
@@ -41,6 +42,7 @@ class Gpt:
     experts: int = 0
     chosen: int = 2
     every: int = 2
+    group: int = 0
     dtype: str = "float32"
 
     def graph(self, name: str) -> ModelGraph:
@@ -83,7 +85,13 @@ class Gpt:
         inner = self.ffn or 4 * hidden
         if is_routed:
             at_most("gpt", "chosen", self.chosen, "experts", self.experts)
-            choice = Choice(experts=self.experts, chosen=self.chosen, inner=inner, gated=False)
+            choice = Choice(
+                experts=self.experts,
+                chosen=self.chosen,
+                inner=inner,
+                gated=False,
+                group=self.group,
+            )
             routed(part, "feed_forward", hidden, choice, ends=not self.dropout)
         else:
             gelu(part, "feed_forward", hidden, inner, bias=self.bias, ends=not self.dropout)

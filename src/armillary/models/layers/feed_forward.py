@@ -48,7 +48,8 @@ class Choice:
     """Routed experts: how many, of which width, how many a token takes, and what all share.
 
     `shared` is the width of the feed-forward that every token takes besides, 0 where there is none;
-    `biased`: a bias on the scores evens the load (arXiv 2412.19437, eq. 16).
+    `biased`: a bias on the scores evens the load (arXiv 2412.19437, eq. 16). With a `group` tokens
+    are given to experts by products with a mask over so many of them, not row by row.
     """
 
     experts: int
@@ -57,6 +58,7 @@ class Choice:
     shared: int = 0
     gated: bool = True
     biased: bool = True
+    group: int = 0
 
 
 def routed(part: Part, path: str, hidden: int, choice: Choice, *, ends: bool = False) -> None:
@@ -67,7 +69,10 @@ def routed(part: Part, path: str, hidden: int, choice: Choice, *, ends: bool = F
     shapes = shapes if choice.gated else {"up": shapes["up"]}
     for name, shape in (shapes | {"down": (choice.inner, hidden)}).items():
         part.hold(f"{experts}.{name}", choice.experts, *shape)
-    _gather(part, experts, hidden, choice)
+    if choice.group:
+        _by_mask(part, experts, hidden, choice, "dispatch")
+    else:
+        _gather(part, experts, hidden, choice)
     _product(part, experts, choice, hidden, choice.inner)
     rows, n = choice.chosen * part.size(choice.inner), choice.experts
     part.stream(
@@ -85,7 +90,10 @@ def routed(part: Part, path: str, hidden: int, choice: Choice, *, ends: bool = F
         _multiply(part, experts, rows, experts=True)
         part.last(num_kernels=n, num_backward_kernels=2 * n)
     _product(part, experts, choice, choice.inner, hidden, keeps=True)
-    _scatter(part, experts, hidden, choice)
+    if choice.group:
+        _by_mask(part, experts, hidden, choice, "combine")
+    else:
+        _scatter(part, experts, hidden, choice)
     part.routed.append(
         Routed(
             path=experts,
@@ -208,6 +216,34 @@ def _product(
             num_kernels=choice.experts,
             num_backward_kernels=(2 + forks) * choice.experts,
             experts=True,
+            tokens=True,
+        )
+    )
+
+
+def _by_mask(part: Part, path: str, hidden: int, choice: Choice, name: str) -> None:
+    """Tokens to experts, or back, by a product with a mask of [group, slots]: with room for twice
+    their share an expert, a group of S tokens has S x chosen slots.
+
+    Source: Lepikhin et al. 2020 (GShard), arXiv 2006.16668, algorithms 1 and 2.
+    """
+    slots = part.tokens * choice.chosen
+    mask = part.size(choice.chosen * choice.group)
+    part.stream(path, f"{name}_mask", read=mask, written=mask, back=(mask, 0), saved=mask)
+    flops = 2 * slots * choice.group * hidden
+    part.ops.append(
+        Op(
+            path=path,
+            kind="matmul",
+            name=name,
+            rows=float(slots),
+            columns=hidden,
+            inner=choice.group,
+            flops=flops,
+            read_bytes=mask + part.size(hidden),
+            written_bytes=choice.chosen * part.size(hidden),
+            saved_bytes=choice.chosen * part.size(hidden),
+            backward_flops=2 * flops if name == "combine" else 0,  # a mask alone learns nothing
             tokens=True,
         )
     )

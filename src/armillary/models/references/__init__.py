@@ -26,7 +26,7 @@ class Reference(Document):
     `source` is the paper and table of the architecture, `input` what one sample is and where that
     is stated, `figures` where the published numbers of parameters and flops are from (0 where
     none is printed). `units` says how many of what a source counts there are in a sample, such as
-    tokens; `traced` how the graph was made.
+    tokens; `varies` that samples are of unlike lengths, and `traced` how the graph was made.
     """
 
     what: ClassVar[str] = "reference model"
@@ -40,6 +40,7 @@ class Reference(Document):
     published_flops: float = 0.0
     tolerance: float = 0.01
     units: Mapping[str, float] = field(default_factory=dict)
+    varies: bool = False
     traced: str = ""
 
 
