@@ -46,22 +46,24 @@ def seconds(machine: Machine, collective: str, bytes: ArrayLike, spans: Sequence
 class Times:
     """What a collective takes over groups, whatever the size of its tensor.
 
-    A way takes `start_s` + S `byte_s` + sqrt(S) `root_s` of S bytes, each [distinct groups]; the
-    fastest way is taken.
+    A way takes `start_s` + S `byte_s` + sqrt(S) `root_s` of S bytes, rows of its curve of shape
+    [3, distinct groups], and takes no more than its most bytes; the fastest way is taken.
     """
 
     groups: Groups
-    ways: tuple[tuple[Array, Array, Array], ...]
+    ways: tuple[tuple[Array, float], ...]
 
     def seconds(self, bytes: ArrayLike) -> Array:
         """Seconds of a tensor of so many bytes, in the broadcast shape of bytes and groups."""
         size = np.asarray(bytes, np.float64)
         root, place = np.sqrt(size), self.groups.place
         found: Array | None = None
-        for start_s, byte_s, root_s in self.ways:
+        for (start_s, byte_s, root_s), most_bytes in self.ways:
             way_s = size * byte_s[place] + start_s[place]
             if root_s.any():
                 way_s = way_s + root * root_s[place]
+            if most_bytes < np.inf:
+                way_s = np.where(size <= most_bytes, way_s, np.inf)
             found = way_s if found is None else np.minimum(found, way_s)
         shape = np.broadcast_shapes(size.shape, self.groups.shape)
         return np.zeros(shape) if found is None else np.asarray(np.where(size > 0, found, 0.0))
@@ -83,7 +85,7 @@ class Fares:
         levels = self.machine.levels
         if collective not in self.known:
             tables = tables_of(levels, collective)
-            self.known[collective] = (_ways(self.machine, collective), tables)
+            self.known[collective] = (ways_of(self.machine, collective), tables)
         ways, tables = self.known[collective]
         ranks = group_sizes(groups.axes, groups.num_distinct)
         touched = units_touched(levels, groups.axes, groups.num_distinct)
@@ -99,20 +101,24 @@ class Fares:
             lying = reaches(self.machine, [units[rows] for units in touched], tables, ranks[rows])
             for index, way in enumerate(ways):
                 found[index][:, rows] = parts(way, lying, ranks[rows], np.ones(rows.size)).curve
-        kept = [way for way in found if not any(_is_beaten(way, other) for other in found)]
-        return Times(groups, tuple((way[0], way[1], way[2]) for way in kept))
+        curves = list(zip(found, (way.protocol.most_bytes for way in ways), strict=True))
+        return Times(groups, tuple(one for one in curves if not _is_beaten(one, curves)))
 
 
-def _is_beaten(way: Array, other: Array) -> bool:
-    """Whether the other way is never slower, and somewhere faster, whatever the size."""
-    return bool((other <= way).all() and (other < way).any())
+def _is_beaten(one: tuple[Array, float], others: Sequence[tuple[Array, float]]) -> bool:
+    """Whether one of the others is never slower and somewhere faster, whatever the size."""
+    curve, most_bytes = one
+    return any(
+        most >= most_bytes and (other <= curve).all() and (other < curve).any()
+        for other, most in others
+    )
 
 
 def explain(
     machine: Machine, collective: str, bytes: float, spans: Sequence[tuple[int, int]]
 ) -> tuple[Term, ...]:
     """The terms of `seconds` for one group, which add up to it; none where nothing is sent."""
-    ways = _ways(machine, collective)
+    ways = ways_of(machine, collective)
     _, size, columns = _columns(bytes, spans)
     ranks = group_sizes(columns, size.size)
     if ranks[0] <= 1 or size[0] <= 0:
@@ -127,7 +133,7 @@ def explain(
     return _terms(best, lying, parts(best, lying, ranks, size))
 
 
-def _ways(machine: Machine, collective: str) -> tuple[Way, ...]:
+def ways_of(machine: Machine, collective: str) -> tuple[Way, ...]:
     """The ways of the machine's library but for those switched off on its network."""
     known = WAYS[library(machine)]
     if collective not in known:
@@ -138,7 +144,7 @@ def _ways(machine: Machine, collective: str) -> tuple[Way, ...]:
             nearest(collective, known),
         )
     networks = {one.network for one in machine.levels if one.num_ranks > machine.ranks_per_node}
-    return tuple(way for way in known[collective] if not networks & set(way.protocol.avoids))
+    return tuple(way for way in known[collective] if way.protocol.serves(networks))
 
 
 def _columns(

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from armillary.core.collectives import Algorithm, Array, pipelined_s
 from armillary.networks.middleware import Way
@@ -20,22 +21,27 @@ class Parts:
 
     steps_s: list[Array]
     wire_s: list[Array]
-    all_steps_s: Array
+    latency_s: Array
     all_wires_s: Array
     crossed: Array
+    is_served: NDArray[np.bool_]
     all_steps_count: bool
     all_wires_count: bool
 
     @property
     def seconds(self) -> Array:
-        """The time in all."""
-        return pipelined_s(self.all_steps_s, self.all_wires_s, self.crossed)
+        """The time in all; infinite for a size that the protocol does not take."""
+        return np.where(self.is_served, self.with_wire(self.all_wires_s), np.inf)
 
     @property
     def curve(self) -> Array:
         """If the size was 1: what it takes to start, what a byte, and what its root; [3, rows]."""
-        root_s = 2.0 * self.crossed * np.sqrt(self.all_steps_s * self.all_wires_s)
-        return np.stack([self.all_steps_s, self.all_wires_s, root_s])
+        root_s = 2.0 * self.crossed * np.sqrt(self.latency_s * self.all_wires_s)
+        return np.stack([self.latency_s, self.all_wires_s, root_s])
+
+    def with_wire(self, wire_s: Array) -> Array:
+        """Seconds if all wires together took `wire_s`."""
+        return pipelined_s(self.latency_s, wire_s, self.crossed)
 
     def counts_steps(self, level: int) -> bool:
         """Whether the steps of a level count in the first row."""
@@ -56,22 +62,29 @@ def parts(way: Way, lying: Sequence[Reach], ranks: Array, size: Array) -> Parts:
         wire_s.append(sent * size / (reach.bytes_per_s(way.pattern) * way.protocol.fraction))
     all_steps = way.flow != "farthest"
     all_wires = way.flow == "by level"
+    pieces = _pieces(lying, way.protocol.pieces) if way.is_pipelined else np.zeros_like(ranks)
     return Parts(
         steps_s=steps_s,
         wire_s=wire_s,
-        all_steps_s=way.protocol.start_s + (_summed if all_steps else _slowest)(steps_s),
+        latency_s=way.protocol.start_s + (_summed if all_steps else _slowest)(steps_s),
         all_wires_s=(_summed if all_wires else _slowest)(wire_s),
-        crossed=_pieces(lying) if way.is_pipelined else np.zeros_like(ranks),
+        crossed=pieces,
+        is_served=size <= way.protocol.most_bytes,
         all_steps_count=all_steps,
         all_wires_count=all_wires,
     )
 
 
-def _pieces(lying: Sequence[Reach]) -> Array:
-    """The share of the cross term of pieces: that of the outermost level of each group."""
+def _pieces(lying: Sequence[Reach], between: float | None) -> Array:
+    """The share of the cross term of pieces: that of the outermost level of each group.
+
+    Through adapters it is `between`, where the protocol has one of its own.
+    """
     found = np.zeros_like(lying[0].num_units)
     for reach in lying:
-        found = np.where(reach.num_units > 1, reach.network.pieces, found)
+        own = None if reach.is_inside_node else between
+        share = reach.network.pieces if own is None else own
+        found = np.where(reach.num_units > 1, share, found)
     return found
 
 
