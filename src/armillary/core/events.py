@@ -18,6 +18,7 @@ Array = NDArray[np.float64]
 
 __all__ = ["BACKWARD", "FORWARD", "INPUT", "WEIGHT", "Order", "Run", "orders", "step_s"]
 
+
 def step_s(
     of_ranks: Sequence[Order],
     forward_s: Any,

@@ -49,7 +49,7 @@ def price_messages(
         known: dict[Any, Column] = {}
         for one in sent_along(axis, graph, grid, global_batch_size):
             kind = (name, one.transfer.carries, one.transfer.hidden_behind)
-            size = one.bytes * _scale(one.transfer.carries, graph, software, grid)
+            size = one.bytes * scale(one.transfer.carries, graph, software, grid)
             sent = (one.transfer.collective, one.transfer.group, size.shape, size.tobytes())
             if sent not in known:  # the same may be sent in both passes
                 spans = [(grid.degree(a), _stride(grid, a)) for a in one.transfer.group]
@@ -65,7 +65,7 @@ def _stride(grid: Grid, axis: str) -> NDArray[np.int64]:
     return grid.along("degrees", grid.strides.get(axis, np.ones_like(grid.order)))
 
 
-def _scale(carries: str, graph: ModelGraph, software: Software, grid: Grid) -> Column:
+def scale(carries: str, graph: ModelGraph, software: Software, grid: Grid) -> Column:
     """Bytes as sent for each byte as told, along the precisions of the grid."""
     stored = graph.parameter_bytes / max(graph.num_parameters, 1)
     ratio = {

@@ -60,7 +60,7 @@ def mean_and_dearest(parts: Parts, dealt: Dealt, grid: Grid) -> Ranks:
         weighted = [rank.total(name) * rank.times for rank in ranks]
         return np.asarray(sum(weighted[1:], weighted[0]) / stages)
 
-    again = _again(parts, grid)
+    again = again_s(parts, grid)
     totals = [
         rank.total("forward_s")
         + (rank.total("backward_input_s") + rank.total("backward_weight_s"))
@@ -81,7 +81,7 @@ def mean_and_dearest(parts: Parts, dealt: Dealt, grid: Grid) -> Ranks:
     )
 
 
-def _again(parts: Parts, grid: Grid) -> Column:
+def again_s(parts: Parts, grid: Grid) -> Column:
     """What recomputing costs a block, along the choices of recomputing."""
     full = parts.blocks.forward_s / max(parts.num_blocks, 1)
     some = parts.blocks.again_s / max(parts.num_blocks, 1)

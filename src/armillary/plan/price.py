@@ -75,11 +75,11 @@ def price(
         global_batch_size,
         lambda collective, size, spans: networks.seconds(machine, collective, size, spans),
     )
-    micro, refused, reasons = _micro_batches(graph, grid, global_batch_size, software.counts_ends)
+    micro, refused, reasons = micro_batches(graph, grid, global_batch_size, software.counts_ends)
     dealt = deal(
         grid,
         max(parts.num_blocks, 1),
-        _in_blocks(parts),
+        head_blocks(parts),
         software.balances_stages,
         software.counts_ends,
     )
@@ -88,7 +88,7 @@ def price(
     sent = _sort(messages, software, grid, micro)
     terms = _passes(ranks, sent, software, grid, micro)
     terms |= _exposed(ranks, sent, software, parts.num_blocks)
-    terms |= _once_a_step(graph, memory, machine, software, grid)
+    terms |= once_a_step(graph, memory, machine, software, grid)
     terms["slowest replica"] = _slowest(terms, software, grid)
     if is_used(grid):
         windows_s = (ranks.mean.forward_s, ranks.mean.total_s - ranks.mean.forward_s)
@@ -140,7 +140,7 @@ def _summed(terms: Mapping[str, Column], refused: NDArray[np.uint8], grid: Grid)
     return np.array(np.broadcast_to(total, grid.shape)) if total.shape != grid.shape else total
 
 
-def _micro_batches(
+def micro_batches(
     graph: ModelGraph, grid: Grid, global_batch_size: int, counts_ends: bool
 ) -> tuple[Column, NDArray[np.uint8], tuple[SpecError, ...]]:
     """Micro batches of a step, and where they or the schedule do not fit."""
@@ -191,7 +191,7 @@ def _no_room(machine: Machine) -> SpecError:
     )
 
 
-def _in_blocks(parts: Parts) -> Column:
+def head_blocks(parts: Parts) -> Column:
     """The work behind the chain of blocks, counted in blocks."""
 
     def passes(work: Any) -> Any:
@@ -231,13 +231,13 @@ def _sort(messages: Messages, software: Software, grid: Grid, micro: Column) -> 
             total = total / stages * waited
         else:
             calls = calls + messages.counts[axis, carries, phase]
-        total = total * (1.0 - _hidden_inside(discover()[axis], software))
+        total = total * (1.0 - hidden_inside(discover()[axis], software))
         inside[axis] = inside.get(axis, 0.0) + total
     beside = {k: v for k, v in seconds.items() if k[1] not in ("activations", "counts")}
     return _Sent(inside, beside, calls * software.message_launch_s, messages.rounds)
 
 
-def _hidden_inside(axis: Axis, software: Software) -> float:
+def hidden_inside(axis: Axis, software: Software) -> float:
     """The share of an axis' messages inside the passes that the passes hide."""
     if not axis.shares_parameters or axis.splits_module:
         return 0.0
@@ -292,7 +292,7 @@ def _of_schedule(passes: pipeline.Passes, index: int) -> pipeline.Passes:
     )
 
 
-def _once_a_step(
+def once_a_step(
     graph: ModelGraph,
     memory: Mapping[str, Column],
     machine: Machine,
