@@ -56,7 +56,7 @@ class Label:
 
 @dataclass(kw_only=True)
 class Step:
-    """A step as tasks, with what each of them is; `players` by coordinate the ranks that play it."""
+    """A step as tasks, and what each is; `players` are the ranks that play, by coordinate."""
 
     workload: Workload
     links: Links

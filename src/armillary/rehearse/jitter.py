@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from armillary.core.chance import Array, Draw, Slowest, replay
+from armillary.core.orders import rank_of
 from armillary.core.play import Played
 from armillary.rehearse.building import AHEAD, BACK, COMPUTE, Label, Step
 from armillary.spec import SpecError
@@ -107,9 +108,7 @@ def _spread(text: str) -> float:
     )
 
 
-def sampled_steps(
-    step: Step, played: Played, jitter: Jitter, num_samples: int, seed: int
-) -> Array:
+def sampled_steps(step: Step, played: Played, jitter: Jitter, num_samples: int, seed: int) -> Array:
     """Seconds of `num_samples` steps, each with its own chance; the same seed gives the same.
 
     Shape: [N].
@@ -120,7 +119,7 @@ def sampled_steps(
     found = []
     for start in range(0, num_samples, at_once):
         number = min(at_once, num_samples - start)
-        draw = Chance(step, jitter, (number, *shape), rng)
+        draw = Chance(step, jitter, (number, *shape), rng, seed)
         ends = replay(step.tasks, played, draw.draw)
         ends = np.broadcast_to(ends, (number, *shape))
         found.append(ends.reshape(number, -1).max(axis=1))
@@ -136,7 +135,12 @@ class Chance:
     """The factors of one set of samples, drawn as they are asked for."""
 
     def __init__(
-        self, step: Step, jitter: Jitter, shape: tuple[int, ...], rng: np.random.Generator
+        self,
+        step: Step,
+        jitter: Jitter,
+        shape: tuple[int, ...],
+        rng: np.random.Generator,
+        seed: int,
     ) -> None:
         self.step, self.jitter, self.shape, self.rng = step, jitter, shape, rng
         load = step.workload
@@ -150,7 +154,7 @@ class Chance:
         for coordinate in range(len(step.players)):
             devices: Any = 1.0
             if jitter.device_spread:  # the same devices in every sample
-                fixed = np.random.default_rng([coordinate, 7])
+                fixed = np.random.default_rng([seed, coordinate])
                 devices = 1.0 + jitter.device_spread * self.slowest.draw(
                     self.num_inner, ones, fixed
                 )
@@ -174,9 +178,7 @@ class Chance:
         units = ranks // links.machine.ranks_per_node if by_node else ranks
         for unit, factor in slow.items():
             for rank in ranks[units == unit].tolist():
-                place = tuple(
-                    rank // links.strides[a] % load.degrees[a] for a in load.batch_axes
-                )
+                place = tuple(rank // links.strides[a] % load.degrees[a] for a in load.batch_axes)
                 found[(0, *place)] = max(found[(0, *place)], factor)
         return found
 
@@ -198,8 +200,9 @@ class Chance:
             return 1.0
         slow = self.links[label.coordinate]
         if label.lane in (AHEAD, BACK):
-            to = label.coordinate + (1 if label.lane == AHEAD else -1)
-            slow = np.maximum(slow, self.links[to % len(self.links)])
+            load = self.step.workload
+            to = label.stage + (1 if label.lane == AHEAD else -1)
+            slow = np.maximum(slow, self.links[rank_of(to, len(self.links), load.schedule)])
         return slow * self.shared_links
 
     def shared(self, index: int) -> tuple[int, ...]:

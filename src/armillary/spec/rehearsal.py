@@ -60,7 +60,7 @@ class Distribution(Document):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Endurance(Document):
-    """What is left of `days` after failures and checkpoints: shares of the time in steps that count.
+    """What failures and checkpoints leave of `days`: shares of the time in steps that count.
 
     `predicted_goodput` is the median of `num_runs` runs, `predicted_low` and `predicted_high` their
     5th and 95th percentile; `predicted_failures` is the mean number of failures of a run, and
@@ -81,7 +81,7 @@ class Endurance(Document):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WhatIf(Document):
-    """Seconds of the step if something were otherwise: faster links, less jitter, another placement.
+    """Seconds of the step if something were otherwise: links, jitter, or the placement of axes.
 
     `network` is a factor on the rates of links, of one `level` or of all; `jitter` one on its
     spreads, `placement` the axes' order, the outermost first.
