@@ -2,19 +2,21 @@
 
 A unit of a level, such as a node, shares what leads out of it: the link of level l and unit u of
 the level below has as much capacity as the unit has ranks, in shares of one rank, since
-`networks.seconds` prices a rank with all others at it. A message that crosses level l also goes
-over the links below, of each at the share of its rate. Where few are at it, one rank gets more than
-its share, up to what an adapter carries, or the untapered link.
+`networks.seconds` prices a rank with all others at it. A message takes of each level's link the
+share of its own seconds that it would take if all other links were endless, so that the level that
+binds it is taken whole. Where few are at a link, one rank gets more than its share, up to what an
+adapter carries, or the untapered link.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import zip_longest
 
 import numpy as np
 
 from armillary import networks
-from armillary.networks.rates import with_endless_rates
+from armillary.networks.rates import ENDLESS, with_endless_rates, with_rates
 from armillary.networks.spans import units_touched
 from armillary.spec import Machine, SpecError
 from armillary.spec.workload import Workload
@@ -24,13 +26,15 @@ from armillary.spec.workload import Workload
 class Cost:
     """Seconds of a message: those that no link can shorten, and those on the wire at one share.
 
-    `level` is the index of the outermost level it crosses, `bytes` what it is in all.
+    `level` is the index of the outermost level it crosses, `bytes` what it is in all, `at_s` by
+    level the seconds on the wire if that level alone took time.
     """
 
     fixed_s: float
     wire_s: float
     level: int
     bytes: float
+    at_s: tuple[float, ...] = ()
 
     @property
     def seconds(self) -> float:
@@ -44,6 +48,7 @@ class Cost:
             wire_s=self.wire_s * factor,
             level=self.level,
             bytes=self.bytes * factor,
+            at_s=tuple(one * factor for one in self.at_s),
         )
 
     def __add__(self, other: "Cost") -> "Cost":
@@ -52,6 +57,9 @@ class Cost:
             wire_s=self.wire_s + other.wire_s,
             level=max(self.level, other.level),
             bytes=self.bytes + other.bytes,
+            at_s=tuple(
+                one + also for one, also in zip_longest(self.at_s, other.at_s, fillvalue=0.0)
+            ),
         )
 
 
@@ -63,6 +71,7 @@ class Links:
     ) -> None:
         self.machine, self.degrees, self.background = machine, dict(degrees), background
         self.endless = with_endless_rates(machine)
+        self.alone = [_with_one_finite(machine, level.name) for level in machine.levels]
         self.strides: dict[str, int] = {}
         stride = 1
         for axis in reversed(self.degrees):
@@ -108,7 +117,17 @@ class Links:
         touched = units_touched(self.machine.levels, given, 1)
         level = next((i for i, units in enumerate(touched) if units[0] <= 1), len(touched) - 1)
         fixed_s = min(least_s, total_s)
-        return Cost(fixed_s=fixed_s, wire_s=total_s - fixed_s, level=max(level, 0), bytes=size)
+        at_s = [
+            min(float(networks.seconds(one, collective, size, spans)), total_s) - fixed_s
+            for one in self.alone[: level + 1]
+        ]
+        return Cost(
+            fixed_s=fixed_s,
+            wire_s=total_s - fixed_s,
+            level=max(level, 0),
+            bytes=size,
+            at_s=tuple(max(one, 0.0) for one in at_s),
+        )
 
     def hop(self, size: float, one: int, other: int, axis: str) -> Cost:
         """What a message between two coordinates of `axis` costs, wherever the others are."""
@@ -139,25 +158,34 @@ class Links:
     # ----------------------------------------------------------------------------------- sharing
     def boost(self, cost: Cost) -> float:
         """How many times its share a rank gets where nobody else sends."""
-        if not self.machine.levels or cost.level < self.first_between:
+        least_s = max((one / self._alone(i) for i, one in enumerate(cost.at_s)), default=0.0)
+        return max(cost.wire_s / least_s, 1.0) if least_s > 0 else 1.0
+
+    def _alone(self, index: int) -> float:
+        """How many times its share of a level's link a rank gets that is alone at it."""
+        if index < self.first_between:
             return 1.0
-        level = self.machine.levels[cost.level]
-        adapter = self.machine.nic_bytes_per_s / level.link_bytes_per_s
-        return max(adapter, 1.0) * level.taper
+        level = self.machine.levels[index]
+        return max(self.machine.nic_bytes_per_s / level.link_bytes_per_s, 1.0) * level.taper
 
     def taken(self, cost: Cost) -> list[tuple[int, float]]:
         """By level the share of its link that one rank takes while it sends."""
-        levels = self.machine.levels
-        if not levels or cost.wire_s <= 0:
+        if cost.wire_s <= 0:
             return []
-        own = levels[cost.level].link_bytes_per_s / levels[cost.level].taper
-        rates = [one.link_bytes_per_s / one.taper for one in levels[: cost.level + 1]]
-        return [(index, min(own / rate, 1.0)) for index, rate in enumerate(rates)]
+        return [(i, min(one / cost.wire_s, 1.0)) for i, one in enumerate(cost.at_s) if one > 0]
 
     def capacity(self, level: int) -> float:
         """Ranks that a unit below `level` has, less what other jobs take of links between nodes."""
         left = 1.0 - self.background if level >= self.first_between else 1.0
         return max(self.units[level] * left, 1e-3)
+
+
+def _with_one_finite(machine: Machine, name: str) -> Machine:
+    """`machine` on which the links of one level alone take time."""
+    for level in machine.levels:
+        if level.name != name:
+            machine = with_rates(machine, ENDLESS, level.name)
+    return machine
 
 
 def with_order(workload: Workload, order: Sequence[str]) -> dict[str, int]:
