@@ -1,13 +1,17 @@
 """The door of a topology: what a rank gets through a level, by pattern of sending."""
 
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from armillary.spec.machine import Level
 
+if TYPE_CHECKING:
+    from armillary.networks.joint import Joint, Trips, Ways
+
 Array = NDArray[np.float64]
+Index = NDArray[np.int64]
 
 # gamma / (2 sqrt(start / B)) of the fits of NCCL inside a node: 0.3 to 1.05 over A100, H100 and
 # B200, all collectives and groups; this is their mean (docs/networks.md).
@@ -17,6 +21,7 @@ PIECES_INSIDE = 0.65
 # "ring"  each to the next one;  "exchange"  each to partners near and far, in turn;
 # "all"   each to every other evenly;  "pair"  one message to one other unit.
 Pattern = Literal["ring", "exchange", "all", "pair"]
+PATTERNS: tuple[Pattern, ...] = get_args(Pattern)
 
 
 class Network(Protocol):
@@ -27,6 +32,11 @@ class Network(Protocol):
     a step of the middleware takes here. `pieces` is the share of the cross term of pieces that is
     paid (`core.collectives.pipelined_s`). `through_adapters`: messages leave through network
     adapters, so that steps cost what they cost between nodes.
+
+    The first two doors are closed forms, for many groups that do the same; the last three are for
+    flows that share links. Besides the links of the topology each rank has a port into a level and
+    one out of it, of `level.link_bytes_per_s`, on which every message counts. `is_spread`: a rank
+    whose group is in several units sends to all of them at once, whatever the pattern.
     """
 
     name: str
@@ -35,6 +45,7 @@ class Network(Protocol):
     step_factor: float
     pieces: float
     through_adapters: bool
+    is_spread: bool
 
     def bytes_per_s(
         self, level: Level, pattern: Pattern, num_units: Array, most_units: float
@@ -50,4 +61,17 @@ class Network(Protocol):
         self, level: Level, pattern: Pattern, num_units: Array, most_units: float
     ) -> Array:
         """How many times `level.latency_s` one step of `pattern` takes."""
+        ...
+
+    def capacities(self, joint: "Joint") -> Array:
+        """Bytes/s of each link of one unit of the level, of shape [L], before `fraction`."""
+        ...
+
+    def ways(self, joint: "Joint", trips: "Trips") -> "Ways":
+        """The links that each of `trips` takes."""
+        ...
+
+    def border(self, joint: "Joint", source: Index, is_outward: bool) -> Index:
+        """The link of what leaves (or enters) the unit of the level from its unit `source`; -1 for
+        none."""
         ...

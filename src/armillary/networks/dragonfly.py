@@ -3,7 +3,9 @@
 import numpy as np
 from numpy.typing import NDArray
 
+from armillary.networks.adaptive import adaptive_ways
 from armillary.networks.door import Pattern
+from armillary.networks.joint import Index, Joint, Trips, Ways, no_ways
 from armillary.spec.machine import Level
 
 Array = NDArray[np.float64]
@@ -17,6 +19,11 @@ class Dragonfly:
     adaptive routing sends it over a third group: each message takes two of the links between
     groups, half of the above (Valiant). `shape.is_adaptive` = 0 says that a machine routes by the
     short way alone; then only the links between the two groups carry it.
+
+    Of flows the part that goes the short way is that which evens out the load of the links, by
+    what the ports offer: all of it where the links are not overfull (`networks/adaptive.py`);
+    `shape.is_adaptive` = 2 sends all by third groups (Valiant). Groups without a taper hold nothing
+    up: the routers of one group are taken to carry what its ports send, by adaptive routing too.
     """
 
     name = "dragonfly"
@@ -27,6 +34,7 @@ class Dragonfly:
     step_factor = 1.5
     pieces = 1.0
     through_adapters = True
+    is_spread = False
 
     def bytes_per_s(
         self, level: Level, pattern: Pattern, num_units: Array, most_units: float
@@ -44,6 +52,36 @@ class Dragonfly:
         self, level: Level, pattern: Pattern, num_units: Array, most_units: float
     ) -> Array:
         return np.ones_like(num_units)
+
+    def capacities(self, joint: Joint) -> Array:
+        if joint.level.taper == 1.0:
+            return np.zeros(0)
+        # [from, to]: what the ranks of a unit get beyond it, evenly over the other units. One
+        # number stands for all, for a machine of single routers has millions of links.
+        others = max(joint.num_units - 1.0, 1.0)
+        pair = joint.rank_bytes_per_s * joint.unit_ranks / others
+        return np.broadcast_to(pair, (joint.num_units**2,))
+
+    def ways(self, joint: Joint, trips: Trips) -> Ways:
+        if joint.level.taper == 1.0:
+            return no_ways()
+        k = joint.num_units
+        pairs, pair = np.unique(
+            (trips.unit * k + trips.source) * k + trips.target, return_inverse=True
+        )
+        capacity = float(self.capacities(joint)[0])
+        offered = np.bincount(pair, trips.offered, pairs.size) / capacity
+        kind = joint.level.shape.get("is_adaptive", 1.0)
+        if kind == 0 or k < 3:
+            found = Ways(
+                trip=np.arange(pairs.size), link=pairs % (k * k), share=np.ones(pairs.size)
+            )
+        else:
+            found = adaptive_ways(pairs, offered, k, trips.seed, all_long=kind == 2)
+        return Ways(trip=found.trip, link=found.link, share=found.share, bundle=pair)
+
+    def border(self, joint: Joint, source: Index, is_outward: bool) -> Index:
+        return np.full(source.shape, -1, np.int64)
 
 
 NETWORK = Dragonfly()

@@ -4,6 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from armillary.networks.door import Pattern
+from armillary.networks.joint import Index, Joint, Trips, Ways
 from armillary.spec.machine import Level
 
 Array = NDArray[np.float64]
@@ -24,6 +25,7 @@ class FatTree:
     step_factor = 1.0
     pieces = 0.2
     through_adapters = True
+    is_spread = False
 
     def bytes_per_s(
         self, level: Level, pattern: Pattern, num_units: Array, most_units: float
@@ -34,6 +36,21 @@ class FatTree:
         self, level: Level, pattern: Pattern, num_units: Array, most_units: float
     ) -> Array:
         return np.ones_like(num_units)
+
+    def capacities(self, joint: Joint) -> Array:
+        # Up and down of each unit below: as many links as its ranks have, over the taper.
+        return np.full(2 * joint.num_units, joint.rank_bytes_per_s * joint.unit_ranks)
+
+    def ways(self, joint: Joint, trips: Trips) -> Ways:
+        every = np.arange(trips.source.size)
+        return Ways(
+            trip=np.concatenate([every, every]),
+            link=np.concatenate([trips.source, joint.num_units + trips.target]),
+            share=np.ones(2 * every.size),
+        )
+
+    def border(self, joint: Joint, source: Index, is_outward: bool) -> Index:
+        return source if is_outward else joint.num_units + source
 
 
 NETWORK = FatTree()

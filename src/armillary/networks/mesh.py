@@ -4,6 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from armillary.networks.door import PIECES_INSIDE, Pattern
+from armillary.networks.joint import Index, Joint, Trips, Ways
 from armillary.spec.machine import Level
 
 Array = NDArray[np.float64]
@@ -22,14 +23,13 @@ class Mesh:
     step_factor = 1.0
     pieces = PIECES_INSIDE
     through_adapters = False
+    is_spread = True
 
     def bytes_per_s(
         self, level: Level, pattern: Pattern, num_units: Array, most_units: float
     ) -> Array:
         link = level.link_bytes_per_s / level.taper
-        pair = min(
-            link, level.shape.get("pair_bytes_per_s", 0.0) or link / max(most_units - 1.0, 1.0)
-        )
+        pair = self._pair_bytes_per_s(level, most_units)
         if pattern == "pair":
             return np.full_like(num_units, pair)
         # k units have k - 1 rings without a shared link between them.
@@ -39,6 +39,23 @@ class Mesh:
         self, level: Level, pattern: Pattern, num_units: Array, most_units: float
     ) -> Array:
         return np.ones_like(num_units)
+
+    def capacities(self, joint: Joint) -> Array:
+        # Each rank has a link to each unit: [rank in its unit, its unit, the other unit].
+        pair = self._pair_bytes_per_s(joint.level, float(joint.num_units))
+        return np.full(joint.unit_ranks * joint.num_units**2, pair)
+
+    def ways(self, joint: Joint, trips: Trips) -> Ways:
+        link = (trips.rank * joint.num_units + trips.source) * joint.num_units + trips.target
+        return Ways(trip=np.arange(link.size), link=link, share=np.ones(link.size))
+
+    def border(self, joint: Joint, source: Index, is_outward: bool) -> Index:
+        return np.full(source.shape, -1, np.int64)
+
+    def _pair_bytes_per_s(self, level: Level, most_units: float) -> float:
+        link = level.link_bytes_per_s / level.taper
+        pair = level.shape.get("pair_bytes_per_s", 0.0) or link / max(most_units - 1.0, 1.0)
+        return min(link, pair)
 
 
 NETWORK = Mesh()

@@ -4,6 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from armillary.networks.door import PIECES_INSIDE, Pattern
+from armillary.networks.joint import Index, Joint, Trips, Ways
 from armillary.spec.machine import Level
 
 Array = NDArray[np.float64]
@@ -24,6 +25,7 @@ class Pcie:
     step_factor = 1.0
     pieces = PIECES_INSIDE
     through_adapters = False
+    is_spread = False
 
     def bytes_per_s(
         self, level: Level, pattern: Pattern, num_units: Array, most_units: float
@@ -37,6 +39,17 @@ class Pcie:
         self, level: Level, pattern: Pattern, num_units: Array, most_units: float
     ) -> Array:
         return np.ones_like(num_units)
+
+    def capacities(self, joint: Joint) -> Array:
+        # The host's bridge, which all cards share.
+        return np.array([2.0 * joint.rank_bytes_per_s])
+
+    def ways(self, joint: Joint, trips: Trips) -> Ways:
+        every = np.arange(trips.source.size)
+        return Ways(trip=every, link=np.zeros_like(every), share=np.ones(every.size))
+
+    def border(self, joint: Joint, source: Index, is_outward: bool) -> Index:
+        return np.full(source.shape, -1, np.int64)
 
 
 NETWORK = Pcie()

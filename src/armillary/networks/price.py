@@ -40,7 +40,7 @@ def seconds(machine: Machine, collective: str, bytes: ArrayLike, spans: Sequence
     Raises: `SpecError` on a collective that the machine's library lacks, or an unknown topology.
     Source: `networks/middleware.py` names the library's algorithms and costs, each level its link.
     """
-    ways = _ways(machine, collective)
+    ways = ways_of(machine, collective)
     shape, size, columns = _columns(bytes, spans)
     tables = tables_of(machine.levels, collective)
     found = np.zeros_like(size)
@@ -82,7 +82,7 @@ def explain(
     machine: Machine, collective: str, bytes: float, spans: Sequence[tuple[int, int]]
 ) -> tuple[Term, ...]:
     """The terms of `seconds` for one group, which add up to it; none where nothing is sent."""
-    ways = _ways(machine, collective)
+    ways = ways_of(machine, collective)
     _, size, columns = _columns(bytes, spans)
     ranks = group_sizes(columns, size.size)
     if ranks[0] <= 1 or size[0] <= 0:
@@ -97,7 +97,7 @@ def explain(
     return _terms(best, lying, parts(best, lying, ranks, size))
 
 
-def _ways(machine: Machine, collective: str) -> tuple[Way, ...]:
+def ways_of(machine: Machine, collective: str) -> tuple[Way, ...]:
     """The ways of the machine's library but for those switched off on its network."""
     known = WAYS[library(machine)]
     if collective not in known:

@@ -19,9 +19,17 @@ class Parts:
 
     steps_s: list[Array]
     wire_s: list[Array]
+    latency_s: Array
+    pieces: Array | None
     seconds: Array
     all_steps_count: bool
     all_wires_count: bool
+
+    def with_wire(self, wire_s: Array) -> Array:
+        """Seconds if all wires together took `wire_s`."""
+        if self.pieces is None:
+            return np.asarray(self.latency_s + wire_s)
+        return pipelined_s(self.latency_s, wire_s, self.pieces)
 
     def counts_steps(self, level: int) -> bool:
         """Whether the steps of a level count in the first row."""
@@ -44,10 +52,13 @@ def parts(way: Way, lying: Sequence[Reach], ranks: Array, size: Array) -> Parts:
     all_wires = way.flow == "by level"
     latency = way.protocol.start_s + (_summed if all_steps else _slowest)(steps_s)
     wire = (_summed if all_wires else _slowest)(wire_s)
+    pieces = _pieces(lying) if way.is_pipelined else None
     return Parts(
         steps_s=steps_s,
         wire_s=wire_s,
-        seconds=pipelined_s(latency, wire, _pieces(lying)) if way.is_pipelined else latency + wire,
+        latency_s=latency,
+        pieces=pieces,
+        seconds=latency + wire if pieces is None else pipelined_s(latency, wire, pieces),
         all_steps_count=all_steps,
         all_wires_count=all_wires,
     )

@@ -1,0 +1,112 @@
+"""Ways of dragonfly traffic by third units, and how much of it goes so when loads even out."""
+
+# Shapes: P pairs of units, E ways by a third unit, K units
+import numpy as np
+from numpy.typing import NDArray
+
+from armillary.networks.joint import Ways
+
+Array = NDArray[np.float64]
+Index = NDArray[np.int64]
+
+ROUNDS = 20  # each halves what is left to even out
+LEAST_SPARE = 0.02  # a full link still gets a fiftieth of what an empty one does
+
+
+def adaptive_ways(pairs: Index, offered: Array, num_units: int, seed: int, all_long: bool) -> Ways:
+    """The links that pairs of units take, whose load evens out; a row for each pair.
+
+    `pairs` numbers (unit above, from, to) with `num_units` in each, links are numbered (from, to),
+    and `offered` is what each pair would send, in units of one link's rate. A pair leaves the short
+    way where its link is overfull and as far as the ways by third units, two links each, are less
+    full: routing by the lengths of queues, in balance (UGAL). It goes by as many third units as it
+    would fill links four times over, those with more to spare sooner. `all_long`: nothing goes the
+    short way (Valiant).
+
+    Source: Kim, Dally, Scott, Abts, ISCA 2008, section 4.
+    """
+    k = num_units
+    link = pairs % (k * k)
+    is_long = offered > 1.0 if not all_long else np.ones(pairs.size, np.bool_)
+    short = np.zeros(pairs.size) if all_long else np.ones(pairs.size)
+    rows = np.flatnonzero(is_long)
+    if not rows.size:
+        every = np.arange(pairs.size)
+        return Ways(trip=every, link=link, share=short)
+    row, third, part = _third_units(pairs, offered, rows, k, seed)
+    base = pairs // (k * k) * (k * k)
+    out = base[row] + pairs[row] // k % k * k + third
+    into = base[row] + third * k + pairs[row] % k
+    short, part = _even(pairs, offered, (row, out, into, part), rows, short)
+    direct = np.flatnonzero(short > 0)
+    share = (1.0 - short[row]) * part
+    return Ways(
+        trip=np.concatenate([direct, row, row]),
+        link=np.concatenate([link[direct], out % (k * k), into % (k * k)]),
+        share=np.concatenate([short[direct], share, share]),
+    )
+
+
+def _third_units(
+    pairs: Index, offered: Array, rows: Index, k: int, seed: int
+) -> tuple[Index, Index, Array]:
+    """Third units for each of `rows` with their parts, by what their two links have to spare.
+
+    Pairs that need a quarter of the units or more go by all of them, others by some evenly drawn.
+    """
+    load = np.bincount(pairs, offered, (int(pairs.max()) // (k * k) + 1) * k * k)
+    spare = np.maximum(1.0 - load, LEAST_SPARE).reshape(-1, k, k)
+    above, source, target = pairs[rows] // (k * k), pairs[rows] // k % k, pairs[rows] % k
+    weight = np.minimum(spare[above, source], spare[above, :, target])
+    every = np.arange(rows.size)
+    weight[every, source] = weight[every, target] = 0.0
+    weight /= weight.sum(axis=1, keepdims=True)
+    num = np.maximum(np.ceil(4.0 * offered[rows]), 4).astype(np.int64)
+    is_all = 4 * num > k - 2
+    at, third = np.nonzero(weight * is_all[:, None])
+    few = np.flatnonzero(~is_all)
+    if not few.size:
+        return rows[at], third, weight[at, third]
+    # Evenly spaced draws from the weights laid end to end, all pairs in one line.
+    line = (np.cumsum(weight[few], axis=1) + np.arange(few.size)[:, None]).reshape(-1)
+    num = num[few]
+    nth = np.arange(num.sum()) - np.repeat(np.cumsum(num) - num, num)
+    # Multiples of the golden ratio start pairs at places far from each other.
+    begin = ((pairs[rows[few]] + seed * 7919) * 0.6180339887498949) % 1.0
+    which = np.repeat(np.arange(few.size), num)
+    drawn = np.minimum((nth + begin[which]) / num[which], 1.0 - 1e-9)
+    some = np.searchsorted(line, which + drawn, side="right") % k
+    return (
+        np.concatenate([rows[at], rows[few[which]]]),
+        np.concatenate([third, some]),
+        np.concatenate([weight[at, third], 1.0 / num[which]]),
+    )
+
+
+def _even(
+    pairs: Index,
+    offered: Array,
+    ways: tuple[Index, Index, Index, Array],
+    rows: Index,
+    short: Array,
+) -> tuple[Array, Array]:
+    """The part of each pair that goes the short way and of each long one, evened out by load."""
+    row, out, into, part = ways
+    is_fixed = not short.any()
+    size = int(max(out.max(), into.max(), pairs.max())) + 1
+    always = np.bincount(pairs, offered, size)
+    always[pairs[rows]] = 0.0
+    at, sent = pairs[rows], offered[rows]
+    for _ in range(ROUNDS):
+        long = ((1.0 - short) * offered)[row] * part
+        load = always + np.bincount(out, long, size) + np.bincount(into, long, size)
+        load[at] += short[rows] * sent
+        fuller = np.maximum(load[out], load[into])
+        found = np.bincount(row, fuller * part, pairs.size)
+        part = part * np.sqrt(np.maximum(found[row], 1e-3) / np.maximum(fuller, 1e-3))
+        part = part / np.bincount(row, part, pairs.size)[row]
+        if not is_fixed:
+            direct, mean = load[at], found[rows]
+            gap = 0.5 * (direct - np.where(direct > 1.0, np.maximum(mean, 1.0), 1.0))
+            short[rows] = np.clip(short[rows] - gap / sent, 0.0, 1.0)
+    return short, part
