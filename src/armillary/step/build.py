@@ -79,12 +79,12 @@ def _build_in_parts(
     module = deferred.module.to(dtype=dtype).train()
     graph = _read_without_memory(module, example, layout)
     module = make_parallel(module, graph, world, layout)
-    _give_memory(module, world.device)
+    give_memory(module, world.device)
     fill(module, deferred, seed)
     return module, graph
 
 
-def _give_memory(module: nn.Module, device: torch.device) -> None:
+def give_memory(module: nn.Module, device: torch.device) -> None:
     """Give the tensors of `module` memory, without values.
 
     torch makes new ones, so tied parameters are tied again, and the stages of a pipeline, which

@@ -85,10 +85,10 @@ class Driven:
         """See `door.DrivesSteps`; every rank of the pipeline gets the result."""
         self._follow_mode()
         inputs = [self._capture(loss) for loss in losses]
-        self._learn_shapes(inputs)
+        self.learn_shapes(inputs)
         shapes = [self.line.known[self.line.key(one)] for one in inputs]
         self.losses = losses
-        schedule, held = self._schedule(len(inputs))
+        schedule, held = self.schedule_of(len(inputs))
         for stage in held:
             stage.expect(inputs, [found[stage.stage_index] for found in shapes])
         empty: list[Any] = [() for _ in inputs]
@@ -127,7 +127,7 @@ class Driven:
         stand_in: Any = _StandIn(self.module, lambda *args, **kwargs: result)
         return self.losses[index](stand_in)
 
-    def _schedule(self, num_micro_batches: int) -> tuple[Any, list[Any]]:
+    def schedule_of(self, num_micro_batches: int) -> tuple[Any, list[Any]]:
         """torch's schedule for so many micro batches, and the stages it runs."""
         if num_micro_batches not in self.schedules:
             from torch.distributed import pipelining
@@ -139,7 +139,7 @@ class Driven:
                 staged_class()(self, part, self.stages, self.device, self.group)
                 for part in self.parts
             ]
-            name = self._fitting(num_micro_batches)
+            name = self.fitting(num_micro_batches)
             kind: Any = getattr(schedules, CLASSES[name], getattr(pipelining, CLASSES[name]))
             if issubclass(kind, schedules.PipelineScheduleMulti):
                 self._stay_gathered()
@@ -165,7 +165,7 @@ class Driven:
                 if isinstance(module, FSDPModule) and not isinstance(module, ReplicateModule):
                     module.set_reshard_after_forward(False, recurse=False)
 
-    def _fitting(self, num_micro_batches: int) -> str:
+    def fitting(self, num_micro_batches: int) -> str:
         """The schedule, or the like that takes so few or such a number of micro batches."""
         if num_micro_batches < self.stages.num_stages and self.schedule in FEW:
             return FEW[self.schedule]
@@ -190,7 +190,7 @@ class Driven:
         self.line.pass_through(self.line.inputs(args, kwargs))
         return self.line.result_of_all()
 
-    def _learn_shapes(self, inputs: Sequence[Inputs]) -> None:
+    def learn_shapes(self, inputs: Sequence[Inputs]) -> None:
         """Pass inputs of a shape that is new through all stages, once, to see what they make.
 
         All ranks of the mesh do so if one must: what runs in a stage may be theirs together.

@@ -169,7 +169,7 @@ class Part:
             if path in self.own and self.index:
                 enter = functools.partial(self._enter, path)
                 part.register_forward_pre_hook(enter, with_kwargs=True, prepend=True)
-            if path in self.own or _is_unit(self.module, path, self.graph.chain):
+            if path in self.own or is_unit(self.module, path, self.graph.chain):
                 part.register_forward_hook(functools.partial(self._record, path))
 
     def _record(self, path: str, part: "nn.Module", args: Any, output: Any) -> None:
@@ -195,7 +195,7 @@ def _holds_a_block(path: str, chain: tuple[str, ...]) -> bool:
     return not path or any(block.startswith(f"{path}.") for block in chain)
 
 
-def _is_unit(module: "nn.Module", path: str, chain: tuple[str, ...]) -> bool:
+def is_unit(module: "nn.Module", path: str, chain: tuple[str, ...]) -> bool:
     """Whether the module at `path` is one of the largest that hold no block."""
     if not path or path in chain or _holds_a_block(path, chain):
         return False

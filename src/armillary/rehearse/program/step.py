@@ -1,0 +1,167 @@
+"""One optimiser step of a program, run on tensors without values and written into a ledger.
+
+It is the step of `train` (`step/stepper.py`); a module that drives its steps runs torch's own
+schedule. Of many equal micro batches the fewest are run that show all that a step does.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._pytree import tree_map_only
+
+from armillary.axes import DrivesSteps
+from armillary.axes.door import parts
+from armillary.rehearse.program.blocks import Run
+from armillary.rehearse.program.build import Program, refusing_values
+from armillary.rehearse.program.ledger import BACKWARD, BETWEEN, FORWARD, OF_STEP, OPTIMISER, Ledger, Mark
+from armillary.rehearse.program.like import plain
+from armillary.rehearse.program.messages import Groups
+from armillary.rehearse.program.order import Order
+from armillary.rehearse.program.stages import Pipeline
+from armillary.rehearse.program.watching import Watching, noting_storage
+from armillary.rehearse.program.world import CPU
+from armillary.step.batches import Step
+from armillary.step.phases import Phases
+from armillary.step.precision import Precision
+from armillary.step.stepper import Stepper
+
+KINDS = {"forward": FORWARD, "backward": BACKWARD, "optimizer": OPTIMISER}
+OF_MICRO_BATCHES = ("data", "forward", "backward")
+LEAST_FOLDED = 3
+"""Equal blocks of a rank, of which the first and the last are run."""
+
+
+class MarkedPhases(Phases):
+    """The phases of a step, which begin passes in a ledger.
+
+    `drives` says that all micro batches run in one phase, whose passes are marked elsewhere.
+    """
+
+    def __init__(self, ledger: Ledger, drives: bool) -> None:
+        super().__init__(CPU)
+        self.ledger, self.drives, self.micro_batch = ledger, drives, -1
+
+    @contextlib.contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        """Count what runs inside to phase `name`."""
+        self.micro_batch += name == "data"
+        kind, number = KINDS.get(name, BETWEEN), self.micro_batch
+        if name not in OF_MICRO_BATCHES or (self.drives and name == "forward"):
+            kind, number = (kind if name == "optimizer" else BETWEEN), OF_STEP
+        self.ledger.mark(Mark(kind, 0, number, name))
+        yield
+        self.ledger.mark(Mark(BETWEEN))
+
+
+class WatchedStepper(Stepper):
+    """A stepper that tells a ledger of gradients, before the optimiser uses them."""
+
+    def __init__(self, ledger: Ledger, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.ledger = ledger
+
+    def update(self, loss: float, factor: float) -> tuple[bool, float | None]:
+        """As `Stepper.update`, after noting what gradients hold."""
+        for parameter in self.model.parameters():
+            if parameter.grad is not None:
+                number = self.ledger.number(plain(parameter.grad))
+                if number is not None:
+                    self.ledger.call(number, "gradients")
+        return super().update(loss, factor)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rehearsed:
+    """The ledger of a step, the order in which its passes come in the whole of it, and how many
+    blocks stood in.
+    """
+
+    ledger: Ledger
+    order: Order
+    num_folded: int
+    num_run: int
+
+
+def rehearse(program: Program, fake: FakeTensorMode, fold: bool) -> Rehearsed:
+    """One step of `program`.
+
+    Raises: `SpecError` if the loss looks at values; `CannotFold` if equal blocks do otherwise.
+    """
+    case, module = program.case, program.module
+    ledger = Ledger()
+    watching = Watching(ledger, Groups(case.layout.degrees), module, fake)
+    pipeline = Pipeline.of(program, ledger) if isinstance(module, DrivesSteps) else None
+    num_micro_batches = len(case.sizes)
+    num_run = num_micro_batches if not fold else min(num_micro_batches, 3)
+    if pipeline is not None:
+        num_run = pipeline.fewest(num_micro_batches) if fold else num_micro_batches
+        pipeline.listen(num_run)
+    runs: list[Run] = []
+    if fold and (pipeline is None or pipeline.runs_backward_whole(num_run)):
+        runs = _fold(program, ledger, watching)
+    with fake, noting_storage(ledger):
+        for tensor in [*module.parameters(), *module.buffers()]:
+            ledger.take(plain(tensor), "parameters")
+        stepper = WatchedStepper(
+            ledger,
+            model=module,
+            loss=case.recipe.loss,
+            optimizer=case.recipe.optimizer(module.parameters()),
+            world=program.world,
+            precision=Precision(case.layout, CPU),
+            phases=MarkedPhases(ledger, drives=pipeline is not None),
+            clip_norm=case.settings.clip_norm,
+            seed=case.settings.seed,
+        )
+        with watching:
+            refusing_values(lambda: stepper.run(_step(program, num_run), 0, stop=False))
+    ledger.close()
+    order = Order.of(ledger, num_run, num_micro_batches, pipeline)
+    return Rehearsed(
+        ledger=ledger,
+        order=order,
+        num_folded=sum(run.num_standing for run in runs),
+        num_run=num_run,
+    )
+
+
+def _step(program: Program, num_run: int) -> Step:
+    """The step as this rank takes part in it: its first micro batches, and its last."""
+    sizes = program.case.sizes
+    chosen = [*sizes[: num_run - 1], sizes[-1]]
+
+    def batches() -> Iterator[tuple[Any, int]]:
+        for size in chosen:
+            yield tree_map_only(torch.Tensor, torch.empty_like, program.batches[size]), size
+
+    return Step(
+        epoch=0,
+        start=0,
+        num_samples=program.case.settings.global_batch_size,
+        num_micro_batches=num_run,
+        micro_batches=batches(),
+    )
+
+
+def _fold(program: Program, ledger: Ledger, watching: Watching) -> list[Run]:
+    """Have the equal blocks of this rank stand in for each other, where there are enough."""
+    found = []
+    keeps_inputs = program.case.layout.recompute != "none"
+    for part in parts(program.module):
+        here = dict(part.named_modules())
+        for paths in program.runs:
+            blocks = [(path, here[path]) for path in paths if _is_here(here.get(path))]
+            if len(blocks) >= LEAST_FOLDED:
+                run = Run(ledger, watching, keeps_inputs)
+                run.hold(blocks)
+                found.append(run)
+    return found
+
+
+def _is_here(block: nn.Module | None) -> bool:
+    return block is not None and any(True for _ in block.parameters())

@@ -1,0 +1,123 @@
+"""One rank among many that are not there: torch's fake process group, and the mesh on it."""
+
+import contextlib
+import importlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from armillary.spec import Layout, SpecError
+from armillary.step.world import World, meet
+
+CPU = torch.device("cpu")
+
+
+@contextlib.contextmanager
+def fake_world(layout: Layout, rank: int) -> Iterator[World]:
+    """The world of `layout` as rank `rank` sees it; its collectives return at once, unanswered.
+
+    Raises: `SpecError` if the layout has no such rank, or this process is in a process group.
+    """
+    check_rank(layout, rank)
+    if dist.is_initialized():
+        raise SpecError(
+            "rehearse",
+            "this process is a rank of a process group already",
+            "a rank is rehearsed in a process of its own (rehearse/program/world.py)",
+            "rehearse outside of a launcher, before any process group is made",
+        )
+    if layout.num_ranks == 1:
+        yield meet(layout, CPU)
+        return
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    dist.init_process_group("fake", rank=rank, world_size=layout.num_ranks, store=FakeStore())
+    try:
+        with answering():
+            yield meet(layout, CPU)
+    finally:
+        dist.destroy_process_group()
+
+
+def check_rank(layout: Layout, rank: int) -> None:
+    """Raises: `SpecError` if `layout` has no rank `rank`."""
+    if not 0 <= rank < layout.num_ranks:
+        raise SpecError(
+            "--rank",
+            f"{rank} of {layout.num_ranks}",
+            f"the ranks of {layout} are 0 to {layout.num_ranks - 1}",
+            f"use one of 0 to {layout.num_ranks - 1}",
+        )
+
+
+@contextlib.contextmanager
+def answering() -> Iterator[None]:
+    """A context in which torch's DDP takes the silence of a fake process group for an answer.
+
+    DDP compares parameters and the order of its buckets between ranks, and waits for what a sum
+    gives; a fake group gives nothing. The sums themselves are sent as ever, by a hook of ours.
+    """
+    from torch.nn.parallel import distributed
+
+    # the package has a function of the module's name
+    replicate = importlib.import_module("torch.distributed._composable.replicate")
+    with (
+        swapped(distributed, "_verify_param_shape_across_processes", _agree),
+        swapped(distributed, "_sync_module_states", _agree),
+        swapped(replicate, "DistributedDataParallel", _ddp),
+    ):
+        yield
+
+
+@contextlib.contextmanager
+def swapped(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """A context in which `owner` has `value` under `name`."""
+    before = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, before)
+
+
+def _agree(*_: Any, **__: Any) -> None:
+    return None
+
+
+def _ddp(*args: Any, **kwargs: Any) -> Any:
+    """A DDP whose buckets are summed by a hook, and stay as they were first made."""
+    made = torch.nn.parallel.DistributedDataParallel(*args, **kwargs)
+    made.register_comm_hook(made.process_group, _sum_bucket)
+    made.reducer = _FixedBuckets(made.reducer)
+    return made
+
+
+def _sum_bucket(group: Any, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
+    summed = bucket.buffer()
+    dist.all_reduce(summed, group=group)
+    future: torch.futures.Future[torch.Tensor] = torch.futures.Future()
+    future.set_result(summed)
+    return future
+
+
+class _FixedBuckets:
+    """torch's reducer, but for the agreement of all ranks on new buckets after the first pass."""
+
+    def __init__(self, reducer: Any) -> None:
+        self._reducer = reducer
+
+    def _rebuild_buckets(self) -> bool:
+        return False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._reducer, name)
+
+
+def coordinates(layout: Layout, rank: int) -> dict[str, int]:
+    """Where `rank` lies along every axis of the mesh, outermost first."""
+    found = {}
+    for axis, degree in reversed([(a, d) for a, d in layout.degrees.items() if d > 1]):
+        rank, found[axis] = divmod(rank, degree)
+    return dict(reversed(found.items()))
