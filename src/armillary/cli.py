@@ -8,6 +8,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from armillary.plan.command import plan as plan_word
+from armillary.rehearse.command import rehearse as rehearse_word
 from armillary.spec import Layout, Plan, SpecError, read_plan
 from armillary.spec.words import parse_assignments
 from armillary.train.submit import words as job_words
@@ -223,6 +224,7 @@ def verify(
 
 
 app.command(name="plan")(plan_word)
+app.command(name="rehearse")(rehearse_word)
 app.command(name="submit")(job_words.submit)
 app.command(name="status")(job_words.status)
 app.command(name="logs")(job_words.logs)

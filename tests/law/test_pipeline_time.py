@@ -98,10 +98,23 @@ def test_the_orders_of_torch_take_what_the_closed_forms_say(
     assert closed == pytest.approx(idle_s, rel=0.1 if schedule == "dualpipev" else 1e-6)
 
 
-def test_our_orders_are_those_of_torch() -> None:
-    for schedule in ("interleaved_1f1b", "looped_bfs"):
-        theirs = orders_of_torch(schedule, 4, 2, 8)
-        assert events.orders(schedule, 4, 2, 8) == theirs
+@pytest.mark.parametrize("schedule", TORCH)
+@pytest.mark.parametrize(("degree", "micro"), [(1, 2), (2, 4), (3, 6), (4, 8), (4, 12), (5, 25)])
+def test_our_orders_are_those_of_torch(schedule: str, degree: int, micro: int) -> None:
+    theirs = orders_of_torch(schedule, degree, 2, micro)
+    assert events.orders(schedule, degree, 2, micro) == theirs
+
+
+def test_orders_of_uneven_rounds_are_those_of_torch() -> None:
+    for schedule in ("interleaved_1f1b", "interleaved_zero_bubble"):
+        assert events.orders(schedule, 4, 3, 20) == orders_of_torch(schedule, 4, 3, 20)
+
+
+def test_what_torch_lacks_waits_for_the_first_filling_alone() -> None:
+    degree, micro = 8, 24
+    passes = Passes(forward_s=1.0, backward_input_s=1.0, backward_weight_s=1.0)
+    orders = events.orders("zb_h2", degree, 1, micro)
+    assert played(orders, degree, passes, 1) == micro * passes.total_s + degree - 1
 
 
 @given(st.integers(2, 6), st.integers(2, 4), st.floats(1.0, 3.0), st.integers(0, 5))

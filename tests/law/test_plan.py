@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from armillary.axes import discover
 from armillary.models.families import parse
+from armillary.networks.rates import with_endless_rates
 from armillary.plan import software
 from armillary.plan.choices import Fixed, all_choices, few_choices, orders_of
 from armillary.plan.dealing import grids, placed
@@ -22,7 +23,7 @@ from armillary.plan.ranking import pareto, sweet_spot
 from armillary.plan.rows import Refusals, divisors, find_rows
 from armillary.plan.search import search
 from armillary.plan.target import Target
-from armillary.plan.terms import SECONDS, only, with_endless_rates
+from armillary.plan.terms import SECONDS, only
 from armillary.plan.wish import Wish
 from armillary.spec import Layout, Machine, ModelGraph, Price, SpecError
 from tests.contract.small_machines import level, machine, pods

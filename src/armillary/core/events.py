@@ -7,82 +7,16 @@ it needs has arrived. All times are arrays over keys (layouts), so one walk play
 
 # Shapes: K keys, S stages of all ranks
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from armillary.core.orders import BACKWARD, FORWARD, INPUT, WEIGHT, Order, Run, orders
+
 Array = NDArray[np.float64]
 
-FORWARD, BACKWARD, INPUT, WEIGHT = "F", "B", "I", "W"
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """One pass of one micro batch through one stage; `kind` is F, B, or B in two parts: I and W."""
-
-    kind: str
-    stage: int
-    micro_batch: int
-
-
-Order = Sequence[Run]
-"""What one rank runs, in order."""
-
-
-def orders(schedule: str, degree: int, stages_per_rank: int, num_micro_batches: int) -> list[Order]:
-    """The order of every rank, as torch's schedule of that name runs it.
-
-    For gpipe, 1f1b, looped_bfs and interleaved_1f1b; for zbv, dualpipev and
-    interleaved_zero_bubble ask torch (`pipeline_order` of the schedule).
-
-    Source: Narayanan et al. 2021, arXiv 2104.04473, figures 3 and 4; Lamy-Poirier 2022,
-    arXiv 2211.05953 (breadth first).
-    """
-    p, v, m = degree, stages_per_rank, num_micro_batches
-    made = {
-        "gpipe": _gpipe,
-        "1f1b": _one_ahead,
-        "looped_bfs": _breadth_first,
-        "interleaved_1f1b": _rounds,
-    }
-    return [made[schedule](rank, p, v, m) for rank in range(degree)]
-
-
-def _gpipe(rank: int, p: int, v: int, m: int) -> Order:
-    return [Run(kind, rank, k) for kind in (FORWARD, BACKWARD) for k in range(m)]
-
-
-def _breadth_first(rank: int, p: int, v: int, m: int) -> Order:
-    stages = [rank + p * i for i in range(v)]
-    forward = [Run(FORWARD, s, k) for s in stages for k in range(m)]
-    back = [Run(BACKWARD, s, k) for s in reversed(stages) for k in reversed(range(m))]
-    return forward + back
-
-
-def _one_ahead(rank: int, p: int, v: int, m: int) -> Order:
-    ahead = min(p - 1 - rank, m)
-    found = [Run(FORWARD, rank, k) for k in range(ahead)]
-    for k in range(m - ahead):
-        found += [Run(FORWARD, rank, ahead + k), Run(BACKWARD, rank, k)]
-    return found + [Run(BACKWARD, rank, k) for k in range(m - ahead, m)]
-
-
-def _rounds(rank: int, p: int, v: int, m: int) -> Order:
-    """Micro batches in rounds of p through each stage; m is a multiple of p."""
-    total = m * v
-
-    def one(kind: str, step: int) -> Run:
-        place = step // p % v
-        place = v - 1 - place if kind == BACKWARD else place
-        return Run(kind, rank + p * place, step // (p * v) * p + step % p)
-
-    ahead = min((v - 1) * p + 2 * (p - 1 - rank), total)
-    found = [one(FORWARD, k) for k in range(ahead)]
-    for k in range(total - ahead):
-        found += [one(FORWARD, ahead + k), one(BACKWARD, k)]
-    return found + [one(BACKWARD, k) for k in range(total - ahead, total)]
+__all__ = ["BACKWARD", "FORWARD", "INPUT", "WEIGHT", "Order", "Run", "orders", "step_s"]
 
 
 def step_s(

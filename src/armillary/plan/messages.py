@@ -48,7 +48,7 @@ def price_messages(
         known: dict[Any, Column] = {}
         for one in sent_along(axis, graph, grid, global_batch_size, learnt.reads):
             kind = (name, one.transfer.carries, one.transfer.hidden_behind)
-            size = one.bytes * _scale(one.transfer.carries, graph, software, grid)
+            size = one.bytes * scale(one.transfer.carries, graph, software, grid)
             sent = (one.transfer.collective, one.transfer.group, size.shape, size.tobytes())
             if sent not in known:  # the same may be sent in both passes
                 known[sent] = lanes.seconds(one.transfer.collective, one.transfer.group, size)
@@ -59,7 +59,7 @@ def price_messages(
     return Messages(dict(times), dict(sizes), dict(counts), dict(rounds))
 
 
-def _scale(carries: str, graph: ModelGraph, software: Software, grid: Grid) -> Column:
+def scale(carries: str, graph: ModelGraph, software: Software, grid: Grid) -> Column:
     """Bytes as sent for each byte as told, along the precisions of the grid."""
     stored = graph.parameter_bytes / max(graph.num_parameters, 1)
     ratio = {

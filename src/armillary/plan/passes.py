@@ -31,7 +31,7 @@ def mean_and_dearest(parts: Parts, dealt: Dealt, grid: Grid) -> Ranks:
     """The passes of one micro batch, without messages."""
     ranks = grid.stages
     whole = parts.before + parts.blocks + parts.after
-    again = _again(parts, grid)
+    again = again_s(parts, grid)
 
     def mean(name: str) -> Column:
         return np.asarray(getattr(whole, name) / ranks)
@@ -64,7 +64,7 @@ def _total(parts: Parts, place: Place) -> Column:
     return np.asarray(place.blocks * of_block + ends)
 
 
-def _again(parts: Parts, grid: Grid) -> Column:
+def again_s(parts: Parts, grid: Grid) -> Column:
     """What recomputing costs a block, along the choices of recomputing."""
     full = parts.blocks.forward_s / max(parts.num_blocks, 1)
     some = parts.blocks.again_s / max(parts.num_blocks, 1)

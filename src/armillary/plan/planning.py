@@ -16,6 +16,7 @@ from armillary.plan.software import Software
 from armillary.plan.target import Target
 from armillary.plan.terms import memory_of, terms_of
 from armillary.plan.wish import Contenders, Found, Wish
+from armillary.plan.workload import workload_of
 from armillary.spec import Candidate, Machine, Plan, SpecError, nearest
 from armillary.spec.quantities import short, span
 
@@ -117,6 +118,8 @@ def plan(target: Target, machine: Machine, software: Software, wish: Wish) -> Pl
         graph_sha256=target.sha256,
         num_steps=wish.limits.num_steps,
         bounds={k: v for k, v in machine.unknown.items() if k.startswith(NEEDED)},
+        workload=workload_of(target.graph, machine, software, alone, wish.global_batch_size),
+        machine_sha256=machine.sha256,
     )
 
 

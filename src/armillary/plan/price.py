@@ -76,14 +76,14 @@ def price(
     known = learnt or Learnt.of(machine)
     messages = price_messages(folded, known, software, grid, global_batch_size if sends else 0)
     counts_ends = software.deals == "with ends"
-    micro, refused, reasons = _micro_batches(graph, grid, global_batch_size, counts_ends)
-    dealt = deal(grid, max(parts.num_blocks, 1), _in_blocks(parts), software.deals)
+    micro, refused, reasons = micro_batches(graph, grid, global_batch_size, counts_ends)
+    dealt = deal(grid, max(parts.num_blocks, 1), head_blocks(parts), software.deals)
     ranks = mean_and_dearest(parts, dealt, grid)
     memory = bytes_by_category(graph, parts, dealt, software, grid, micro)
     sent = _sort(messages, software, grid, micro)
     terms = _passes(ranks, sent, software, grid, micro)
     terms |= _exposed(ranks, sent, software, parts.num_blocks)
-    terms |= _once_a_step(graph, memory, machine, software, grid)
+    terms |= once_a_step(graph, memory, machine, software, grid)
     terms["slowest replica"] = _slowest(terms, software, grid)
     if is_used(grid):
         windows_s = (ranks.mean.forward_s, ranks.mean.total_s - ranks.mean.forward_s)
@@ -135,7 +135,7 @@ def _summed(terms: Mapping[str, Column], refused: NDArray[np.uint8], grid: Grid)
     return np.array(np.broadcast_to(total, grid.shape)) if total.shape != grid.shape else total
 
 
-def _micro_batches(
+def micro_batches(
     graph: ModelGraph, grid: Grid, global_batch_size: int, counts_ends: bool
 ) -> tuple[Column, NDArray[np.uint8], tuple[SpecError, ...]]:
     """Micro batches of a step, and where they or the schedule do not fit."""
@@ -186,7 +186,7 @@ def _no_room(machine: Machine) -> SpecError:
     )
 
 
-def _in_blocks(parts: Parts) -> Column:
+def head_blocks(parts: Parts) -> Column:
     """The work behind the chain of blocks, counted in blocks."""
 
     def passes(work: Any) -> Any:
@@ -226,13 +226,13 @@ def _sort(messages: Messages, software: Software, grid: Grid, micro: Column) -> 
             total = total / stages * waited
         else:
             calls = calls + messages.counts[axis, carries, phase]
-        total = total * (1.0 - _hidden_inside(discover()[axis], software))
+        total = total * (1.0 - hidden_inside(discover()[axis], software))
         inside[axis] = inside.get(axis, 0.0) + total
     beside = {k: v for k, v in seconds.items() if k[1] not in ("activations", "counts")}
     return _Sent(inside, beside, calls * software.message_launch_s, messages.rounds)
 
 
-def _hidden_inside(axis: Axis, software: Software) -> float:
+def hidden_inside(axis: Axis, software: Software) -> float:
     """The share of an axis' messages inside the passes that the passes hide."""
     if not axis.shares_parameters or axis.splits_module:
         return 0.0
@@ -287,7 +287,7 @@ def _of_schedule(passes: pipeline.Passes, index: int) -> pipeline.Passes:
     )
 
 
-def _once_a_step(
+def once_a_step(
     graph: ModelGraph,
     memory: Mapping[str, Column],
     machine: Machine,

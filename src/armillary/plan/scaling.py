@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from armillary.axes import discover
 from armillary.core.failures import slowest_of
+from armillary.networks.rates import with_endless_rates
 from armillary.plan.economy import Economy
 from armillary.plan.grid import Grid
 from armillary.plan.lanes import Learnt
@@ -16,7 +17,7 @@ from armillary.plan.price import price
 from armillary.plan.ranking import pareto
 from armillary.plan.search import search
 from armillary.plan.software import Software
-from armillary.plan.terms import SECONDS, only, with_endless_rates
+from armillary.plan.terms import SECONDS, only
 from armillary.plan.wish import Found, Wish
 from armillary.spec import Layout, Machine, ModelGraph, ScalingPoint
 

@@ -35,13 +35,15 @@ class Place:
 class Dealt:
     """The first rank of a pipeline, the fullest of those between, and the last.
 
-    All broadcast to the grid; `fuller_from` is the first rank that holds as much as `middle`.
+    All broadcast to the grid; `fuller_from` is the first rank that holds as much as `middle`, and
+    `stage_blocks` are those of the first stage, of the fullest ones between, and of the last.
     """
 
     first: Place
     middle: Place
     last: Place
     fuller_from: Column
+    stage_blocks: tuple[Column, Column, Column]
 
 
 def deal(grid: Grid, num_blocks: int, head_blocks: Column, deals: str) -> Dealt:
@@ -69,7 +71,8 @@ def deal(grid: Grid, num_blocks: int, head_blocks: Column, deals: str) -> Dealt:
     if deals == "ends cut":
         share = 1.0 / ranks
         each = Place(inner + most, share, share)
-        return Dealt(first=each, middle=each, last=each, fuller_from=fuller_from)
+        stage_blocks = (most, most, most)
+        return Dealt(each, each, each, fuller_from, stage_blocks)
     alone = (ranks == 1) * 1.0
     folded = grid.along("schedule", [float(name in FOLDED) for name, _ in grid.schedules])
     folded = folded * (ranks > 1)  # there the first rank has the last stage too
@@ -78,6 +81,7 @@ def deal(grid: Grid, num_blocks: int, head_blocks: Column, deals: str) -> Dealt:
         middle=Place(inner + most, 0.0, 0.0),
         last=Place(inner + last + folded * (most - last), alone, 1.0 - folded),
         fuller_from=fuller_from,
+        stage_blocks=(few, most, last),
     )
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from armillary.axes import discover
+from armillary.networks.rates import with_endless_rates
 from armillary.plan.grid import Grid
 from armillary.plan.price import Priced, price
 from armillary.plan.software import Software
@@ -22,8 +23,6 @@ from armillary.spec.plan import LEVELS
 BUSY = ("forward", "backward", "recompute", "optimiser")
 """The terms in which a device computes."""
 HARDWARE, MIDDLEWARE, ALGORITHM = LEVELS
-ENDLESS = 1e9
-"""How many times faster a link is that takes no time: a gigabyte then takes less than a flop."""
 
 NEGLIGIBLE = 1e-9
 """A smaller share of a step than this is rounding."""
@@ -141,24 +140,6 @@ def at_its_peaks(machine: Machine) -> Machine:
         relative_error=0.0,
     )
     return replace(machine, device=replace(machine.device, efficiency=efficiency, efficiencies={}))
-
-
-def with_endless_rates(machine: Machine) -> Machine:
-    """`machine` with links that carry any message in no time once it has started."""
-    levels = []
-    for level in machine.levels:
-        shape = {n: v * ENDLESS if n.endswith("bytes_per_s") else v for n, v in level.shape.items()}
-        fits = {
-            name: tuple(
-                replace(fit, bytes_per_s=fit.bytes_per_s * ENDLESS, root_s_per_sqrt_byte=0.0)
-                for fit in fits
-            )
-            for name, fits in level.collectives.items()
-        }
-        rate = level.link_bytes_per_s * ENDLESS
-        levels.append(replace(level, link_bytes_per_s=rate, shape=shape, collectives=fits))
-    nic_bytes_per_s = machine.nic_bytes_per_s * ENDLESS
-    return replace(machine, levels=tuple(levels), nic_bytes_per_s=nic_bytes_per_s)
 
 
 def _by_level(name: str, total_s: float, least_s: float) -> dict[str, float]:

@@ -49,6 +49,7 @@ if TYPE_CHECKING:
         read_layout,
         read_plan,
     )
+    from armillary.spec.workload import Message, StageWork, Workload
 
 __all__ = [
     "DTYPES",
@@ -66,6 +67,7 @@ __all__ = [
     "Level",
     "Machine",
     "Manifest",
+    "Message",
     "ModelGraph",
     "Op",
     "Plan",
@@ -78,6 +80,7 @@ __all__ = [
     "Segment",
     "SpecError",
     "Split",
+    "StageWork",
     "Stencil",
     "Storage",
     "Sum",
@@ -85,6 +88,7 @@ __all__ = [
     "Term",
     "TrainSettings",
     "WhyNot",
+    "Workload",
     "nearest",
     "read_layout",
     "read_plan",
@@ -115,6 +119,7 @@ _PLACES = {
         "read_layout",
         "read_plan",
     ),
+    "workload": ("Message", "StageWork", "Workload"),
 }
 
 

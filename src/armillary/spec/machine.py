@@ -6,6 +6,7 @@ is 0 is unknown, and `Machine.unknown` says where it could come from; a number t
 but that a plan cannot do without is a stated bound, and `Machine.unknown` says that too.
 """
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import ClassVar
@@ -312,6 +313,11 @@ class Machine(Document):
     def num_ranks(self) -> int:
         """The ranks of the whole machine."""
         return self.num_nodes * self.ranks_per_node
+
+    @property
+    def sha256(self) -> str:
+        """A hash of all its numbers."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
 
     def level(self, name: str) -> Level | None:
         """The level called `name`, or none."""

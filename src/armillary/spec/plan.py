@@ -9,6 +9,7 @@ from typing import ClassVar
 from armillary.spec.document import Document
 from armillary.spec.error import SpecError
 from armillary.spec.layout import Layout
+from armillary.spec.workload import Workload
 
 LEVELS = ("hardware", "middleware", "algorithm")
 
@@ -158,7 +159,8 @@ class Plan(Document):
     share. `terms` add up to `predicted_step_s`, `memory` to `predicted_memory_bytes`.
     `frontier` are the layouts that none other beats in time and in cost, energy or memory at
     once; `sweet_spot` is the one after which more devices buy little. `bounds` names what is not
-    known of the machine, and what stands in its place.
+    known of the machine, and what stands in its place. `workload` is what a step asks of ranks and
+    links, which `rehearse` plays; `machine_sha256` is a hash of the machine as it was planned for.
     """
 
     what: ClassVar[str] = "plan"
@@ -190,6 +192,8 @@ class Plan(Document):
     num_steps: int = 0
     errors: Mapping[str, float] = field(default_factory=dict)
     bounds: Mapping[str, str] = field(default_factory=dict)
+    workload: Workload | None = None
+    machine_sha256: str = ""
 
 
 def read_layout(path: Path) -> Layout:

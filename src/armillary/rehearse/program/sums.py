@@ -178,4 +178,3 @@ def renamed(found: Sum, path: str, other: str) -> Sum:
 
     sent = Counter({moved(message): count for message, count in found.sent.items()})
     return replace(found, sent=sent)
-
