@@ -41,7 +41,7 @@ def raises(program: Program, layout: Layout) -> Trace:
 
 @pytest.fixture
 def ranks() -> Iterator[Ranks]:
-    with Ranks(job_timeout_s=5.0) as pool:
+    with Ranks(job_timeout_s=12.0) as pool:
         yield pool
 
 
@@ -54,7 +54,7 @@ def prepared() -> Prepared:
     ("job", "said"),
     [
         (dies, "the process is gone"),
-        (hangs, "no answer in 5 s"),
+        (hangs, "no answer in 12 s"),
         (raises, "MemoryError: of this rank"),
     ],
 )
