@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -47,7 +47,8 @@ def price_messages(
         if not (grid.degrees.get(name, np.ones(1)) > 1).any():
             continue
         known: dict[Any, Column] = {}
-        for one in sent_along(axis, graph, grid, global_batch_size):
+        sliced = software.slices_sends and axis.splits_module
+        for one in sent_along(axis, graph, _cut(grid) if sliced else grid, global_batch_size):
             kind = (name, one.transfer.carries, one.transfer.hidden_behind)
             size = one.bytes * _scale(one.transfer.carries, graph, software, grid)
             sent = (one.transfer.collective, one.transfer.group, size.shape, size.tobytes())
@@ -59,6 +60,11 @@ def price_messages(
             counts[kind] = counts[kind] + one.per_step
             rounds[kind] = np.maximum(rounds[kind], one.rounds)
     return Messages(dict(times), dict(sizes), dict(counts), dict(rounds))
+
+
+def _cut(grid: Grid) -> Grid:
+    """`grid` as if each rank of a tensor group sent its own part of what crosses a stage."""
+    return replace(grid, regions=tuple(("cut", loss) for _, loss in grid.regions))
 
 
 def _stride(grid: Grid, axis: str) -> NDArray[np.int64]:
