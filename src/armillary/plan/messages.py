@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from armillary.axes import discover
-from armillary.plan.grid import Column, Grid
+from armillary.axes import Axis, discover
+from armillary.axes.stages.balance import stages_per_rank
+from armillary.plan.grid import DIMS, Column, Grid
 from armillary.plan.software import Software
 from armillary.plan.traffic import sent_along
 from armillary.spec import ModelGraph
@@ -47,24 +48,40 @@ def price_messages(
         if not (grid.degrees.get(name, np.ones(1)) > 1).any():
             continue
         known: dict[Any, Column] = {}
-        sliced = software.slices_sends and axis.splits_module
-        for one in sent_along(axis, graph, _cut(grid) if sliced else grid, global_batch_size):
+        told = _between_stages(software, grid) if axis.splits_module else grid
+        for one in sent_along(axis, graph, told, global_batch_size):
             kind = (name, one.transfer.carries, one.transfer.hidden_behind)
             size = one.bytes * _scale(one.transfer.carries, graph, software, grid)
             sent = (one.transfer.collective, one.transfer.group, size.shape, size.tobytes())
             if sent not in known:  # the same may be sent in both passes
                 spans = [(grid.degree(a), _stride(grid, a)) for a in one.transfer.group]
                 known[sent] = seconds(one.transfer.collective, size, spans)
-            times[kind] = times[kind] + one.per_step * known[sent]
-            sizes[kind] = sizes[kind] + one.per_step * size
-            counts[kind] = counts[kind] + one.per_step
+            per_step = one.per_step * _rounds_of(axis, one.transfer.carries, software, grid)
+            times[kind] = times[kind] + per_step * known[sent]
+            sizes[kind] = sizes[kind] + per_step * size
+            counts[kind] = counts[kind] + per_step
             rounds[kind] = np.maximum(rounds[kind], one.rounds)
     return Messages(dict(times), dict(sizes), dict(counts), dict(rounds))
 
 
-def _cut(grid: Grid) -> Grid:
-    """`grid` as if each rank of a tensor group sent its own part of what crosses a stage."""
-    return replace(grid, regions=tuple(("cut", loss) for _, loss in grid.regions))
+def _between_stages(software: Software, grid: Grid) -> Grid:
+    """`grid` as a program's stages send: each rank of a tensor group its own part, and what is
+    before and after the blocks may be stages, which no cut of the blocks alone is.
+    """
+    regions, schedules = grid.regions, grid.schedules
+    if software.slices_sends:
+        regions = tuple(("cut", loss) for _, loss in regions)
+    if software.deals == "with ends":
+        schedules = (("1f1b", "1"),) * len(schedules)
+    return replace(grid, regions=regions, schedules=schedules)
+
+
+def _rounds_of(axis: Axis, carries: str, software: Software, grid: Grid) -> Column:
+    """How often a micro batch goes round the ranks, where `_between_stages` leaves that out."""
+    is_left_out = software.deals == "with ends" and axis.splits_module
+    if not is_left_out or carries != "activations":
+        return np.ones((1,) * len(DIMS))
+    return grid.along("schedule", [float(stages_per_rank(s, n)) for s, n in grid.schedules])
 
 
 def _stride(grid: Grid, axis: str) -> NDArray[np.int64]:
