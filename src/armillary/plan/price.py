@@ -72,8 +72,10 @@ def price(
     Raises: `SpecError` if a peak that is needed is not known.
     """
     folded = fold(graph)
-    parts = price_parts_of(folded, machine, software, grid)
     known = learnt or Learnt.of(machine)
+    parts = known.parts(
+        grid, machine.device, lambda: price_parts_of(folded, machine, software, grid)
+    )
     messages = price_messages(folded, known, software, grid, global_batch_size if sends else 0)
     counts_ends = software.deals == "with ends"
     micro, refused, reasons = micro_batches(graph, grid, global_batch_size, counts_ends)
