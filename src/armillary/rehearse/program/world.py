@@ -3,7 +3,7 @@
 import contextlib
 import importlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -90,7 +90,7 @@ def _ddp(*args: Any, **kwargs: Any) -> Any:
     """A DDP whose buckets are summed by a hook, and stay as they were first made."""
     made = torch.nn.parallel.DistributedDataParallel(*args, **kwargs)
     made.register_comm_hook(made.process_group, _sum_bucket)
-    made.reducer = _FixedBuckets(made.reducer)
+    made.reducer = cast(Any, _FixedBuckets(made.reducer))
     return made
 
 
