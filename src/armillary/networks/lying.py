@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from armillary.networks.burst import Burst, Ranks
 from armillary.networks.door import Pattern
 from armillary.networks.fabric import Fabric
-from armillary.networks.folding import unfolded
 from armillary.networks.fitted import FitTable, sent_by_rank, tables_of
+from armillary.networks.folding import unfolded
 from armillary.networks.messages import Sending
 from armillary.networks.middleware import Way
 from armillary.networks.price import ways_of
@@ -56,8 +56,10 @@ def group_members(burst: Burst, num_ranks: int) -> Ranks:
 
 @dataclass(frozen=True, kw_only=True)
 class Class:
-    """Groups that lie alike: their numbers in the burst, the units of each level that one touches (`row`),
-    and either a fit or a way with costs."""
+    """Groups that lie alike: their numbers in the burst, and either a fit or a way with costs.
+
+    `row` says how many units of each level one of them touches.
+    """
 
     groups: Index
     row: Index
