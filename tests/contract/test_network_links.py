@@ -1,4 +1,4 @@
-"""Do the links and ways of every topology join what they say, and carry what its closed form says?"""
+"""Do the links and ways of every topology join what they say, and carry what they should?"""
 
 import numpy as np
 import pytest

@@ -1,7 +1,7 @@
 """All-reduces of NCCL measured on 2 nodes of 4 GH200 of Alps, against ours.
 
-Theirs: CSCS documentation, docs/software/communication/nccl.md (eth-cscs/cscs-docs, 2026), nccl-tests
-2.17.1, all_reduce_perf -b 8 -e 128M -f 2, out of place, microseconds. The numbers of
+Theirs: CSCS documentation, docs/software/communication/nccl.md (eth-cscs/cscs-docs, 2026),
+nccl-tests 2.17.1, all_reduce_perf -b 8 -e 128M -f 2, out of place, microseconds. The numbers of
 `networks/middleware.py` for Slingshot were chosen on this table, so it is a calibration, and held
 here so that it stays one.
 """

@@ -84,7 +84,7 @@ def test_rates_are_those_of_the_textbook(case: tuple[Routes, Dense, np.ndarray])
 def test_no_link_is_overfull_however_coarse(
     case: tuple[Routes, Dense, np.ndarray], tolerance: float
 ) -> None:
-    routes, dense, capacity = case
+    routes, _, capacity = case
     rates = max_min_rates(routes, capacity, tolerance)
     assert (routes.loads(rates) <= capacity * (1 + 1e-9)).all()
     exact = max_min_rates(routes, capacity)

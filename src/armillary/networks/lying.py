@@ -82,11 +82,11 @@ class Lying:
         self.fold = unfolded(self.num_groups)
         self.closed_s = np.zeros(self.num_groups)
         self.classes: list[Class] = []
+        self.ring = np.sort(slots, axis=1)
         machine = fabric.machine
         ways = ways_of(machine, burst.collective)
         if self.num_ranks < 2 or burst.bytes <= 0 or not machine.levels:
             return
-        self.ring = np.sort(slots, axis=1)
         self.tables = tables_of(machine.levels, burst.collective)
         touched = self._touched()
         key = touched @ (self.num_ranks + 1) ** np.arange(touched.shape[1], dtype=np.float64)
