@@ -42,6 +42,10 @@ Goal = Annotated[
     Path | None, typer.Option(help="A file of the step in GOAL, which LogGOPSim replays.")
 ]
 Out = Annotated[Path | None, typer.Option(help="A file for the rehearsal as JSON.")]
+Flows = Annotated[
+    bool,
+    typer.Option(help="Route every collective's bytes over the links; else closed forms alone."),
+]
 Why = Annotated[bool, typer.Option("--why", help="Say what holds the step, and what would help.")]
 Options = Annotated[
     list[str] | None, typer.Option("--set", help="An option of the recipe. Repeatable.")
@@ -68,6 +72,7 @@ def rehearse(
     goal: Goal = None,
     out: Out = None,
     why: Why = False,
+    flows: Flows = True,
     options: Options = None,
     data: Data = None,
     quiet: Quiet = False,
@@ -103,7 +108,8 @@ def rehearse(
             slow_link=tuple(slow_link or ()),
             background=background,
             days=days,
-            changes=why or html is not None or as_json or not quiet,
+            changes=why or html is not None or as_json or out is not None,
+            flows=flows,
         ),
     )
     check_rank(rank, request.plan)

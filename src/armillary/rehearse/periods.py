@@ -15,7 +15,7 @@ from armillary.spec.workload import Message, Workload
 
 MOST_PASSES = 6000
 """Passes of all ranks above which a step is folded: a second's work for one core (measured)."""
-FILLS = 6
+FILLS = 2
 """How many times as many micro batches as ranks are played at least."""
 
 

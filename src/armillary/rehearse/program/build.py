@@ -18,7 +18,7 @@ from armillary.models import Call
 from armillary.rehearse.program.repeats import equal_runs, left_out, read_folded
 from armillary.rehearse.program.watching import refusal_of
 from armillary.rehearse.program.world import CPU
-from armillary.spec import Layout, ModelGraph, SpecError, TrainSettings
+from armillary.spec import Layout, ModelGraph, TrainSettings
 from armillary.step.build import give_memory
 from armillary.step.parallel import make_parallel, to_device
 from armillary.step.precision import Precision

@@ -56,9 +56,7 @@ def _repeated(run: list[Pass], num_run: int, num_micro_batches: int) -> list[Pas
     for one in run:
         by_number.setdefault(one.mark.micro_batch, []).append(one)
     order = [*range(num_run - 1), *[num_run - 2] * (num_micro_batches - num_run), num_run - 1]
-    return [
-        _as_micro_batch(one, i) for i, number in enumerate(order) for one in by_number[number]
-    ]
+    return [_as_micro_batch(one, i) for i, number in enumerate(order) for one in by_number[number]]
 
 
 def _mapped(run: list[Pass], actions: list[Action]) -> list[Pass]:

@@ -4,8 +4,6 @@ import functools
 from collections.abc import Iterable
 from typing import Any
 
-import torch
-
 from armillary.axes.stages.driven import Driven
 from armillary.axes.stages.foreseen import foresee
 from armillary.rehearse.program.build import Program

@@ -18,7 +18,15 @@ from armillary.axes import DrivesSteps
 from armillary.axes.door import parts
 from armillary.rehearse.program.blocks import Run
 from armillary.rehearse.program.build import Program, refusing_values
-from armillary.rehearse.program.ledger import BACKWARD, BETWEEN, FORWARD, OF_STEP, OPTIMISER, Ledger, Mark
+from armillary.rehearse.program.ledger import (
+    BACKWARD,
+    BETWEEN,
+    FORWARD,
+    OF_STEP,
+    OPTIMISER,
+    Ledger,
+    Mark,
+)
 from armillary.rehearse.program.like import plain
 from armillary.rehearse.program.messages import Groups
 from armillary.rehearse.program.order import Order

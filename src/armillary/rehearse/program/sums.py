@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 from armillary.rehearse.program.ledger import (
     BACKWARD,
     BETWEEN,
-    FORWARD,
     NEVER,
     OPTIMISER,
     Event,
@@ -178,4 +177,3 @@ def renamed(found: Sum, path: str, other: str) -> Sum:
 
     sent = Counter({moved(message): count for message, count in found.sent.items()})
     return replace(found, sent=sent)
-
