@@ -1,6 +1,7 @@
 """Laws of a rehearsed step: what it must be whatever the model and the machine."""
 
 from dataclasses import replace
+from itertools import pairwise
 from math import prod
 
 import numpy as np
@@ -123,7 +124,7 @@ def test_one_collective_alone_is_its_closed_form(name: str, axis: str, size: flo
 def test_more_bandwidth_is_never_slower(schedule: str) -> None:
     load_ = workload(schedule, messages=all_messages())
     found = [step_of(load_, links(load_, factor=f))[0] for f in (0.25, 0.5, 1, 2, 4, 16)]
-    assert all(later <= before * (1 + 1e-9) for before, later in zip(found, found[1:], strict=False))
+    assert all(later <= before * (1 + 1e-9) for before, later in pairwise(found))
     assert found[0] > 1.1 * found[-1]
 
 

@@ -22,7 +22,6 @@ from armillary.rehearse.congestion import Congestion
 from armillary.spec import Machine, SpecError
 from armillary.spec.workload import Workload
 
-
 SMALL_BYTES = 2.0**18
 """Of a smaller message the steps count, and not where its bytes go."""
 

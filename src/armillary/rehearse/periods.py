@@ -9,8 +9,9 @@ fill the pipeline and outlast what is sent once a step; a test holds it against 
 from dataclasses import replace
 
 from armillary.core.play import Played
-from armillary.rehearse.building import Step, build
+from armillary.rehearse.building import build
 from armillary.rehearse.links import Links
+from armillary.rehearse.step import Step
 from armillary.spec.workload import Message, Workload
 
 MOST_PASSES = 6000

@@ -11,11 +11,11 @@ from armillary.core import failures
 from armillary.core.chance import run_goodput
 from armillary.core.play import Played
 from armillary.rehearse.accounts import critical_of, loads_of, scaled, terms_of
-from armillary.rehearse.building import Step
 from armillary.rehearse.congestion import Congestion
 from armillary.rehearse.jitter import Jitter, sampled_steps
 from armillary.rehearse.links import Links
 from armillary.rehearse.periods import step_of
+from armillary.rehearse.step import Step
 from armillary.rehearse.whatif import what_ifs
 from armillary.rehearse.why import why
 from armillary.spec import Machine, Plan, Survival
