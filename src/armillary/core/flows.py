@@ -83,9 +83,9 @@ class Routes:
     def loads(self, of_flows: Array) -> Array:
         """What the links carry if each flow carries `of_flows`: conserved, of shape [L]."""
         at = self.direct
-        every = np.bincount(
+        every: Array = np.bincount(
             at.column, at.share * of_flows[at.row], minlength=self.num_links + self.num_bundles
-        )
+        ).astype(np.float64)
         links = every[: self.num_links]
         if self.num_bundles:
             shared = self.bundles

@@ -94,12 +94,12 @@ def _even(
     row, out, into, part = ways
     is_fixed = not short.any()
     size = int(max(out.max(), into.max(), pairs.max())) + 1
-    always = np.bincount(pairs, offered, size)
+    always: Array = np.bincount(pairs, offered, size).astype(np.float64)
     always[pairs[rows]] = 0.0
     at, sent = pairs[rows], offered[rows]
     for _ in range(ROUNDS):
         long = ((1.0 - short) * offered)[row] * part
-        load = always + np.bincount(out, long, size) + np.bincount(into, long, size)
+        load: Array = always + np.bincount(out, long, size) + np.bincount(into, long, size)
         load[at] += short[rows] * sent
         fuller = np.maximum(load[out], load[into])
         found = np.bincount(row, fuller * part, pairs.size)

@@ -5,8 +5,9 @@ fastest of what it has. So a plan never pays for a bad choice of a library, and 
 when a message grows, as it does where tables switch.
 """
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from armillary.core import collectives as forms
@@ -20,7 +21,9 @@ class Protocol:
     """How a library hands on a piece: seconds to start, seconds of a step, share of the rate.
 
     A step takes the longer of the library's own time and the level's latency. Where steps do not
-    wait for each other (`waits` is false), the latency comes once.
+    wait for each other (`waits` is false), the latency comes once. A protocol that is known on some
+    networks alone is for those (`only`); one may be limited to tensors of `most_bytes`, and have
+    its own share of the cross term of `pieces` in place of the topology's.
     """
 
     name: str
@@ -31,6 +34,15 @@ class Protocol:
     source: str
     waits: bool = True
     avoids: tuple[str, ...] = ()  # networks on which it is switched off
+    only: tuple[str, ...] = ()
+    most_bytes: float = math.inf
+    pieces: float | None = None
+
+    def serves(self, networks: set[str]) -> bool:
+        """Whether it is used where `networks` join the nodes."""
+        return not networks & set(self.avoids) and (
+            not self.only or bool(networks & set(self.only))
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,7 +74,14 @@ class Way:
 # arXiv:2507.04786, measured 25 to 50 % of the peak with LL and 95 % with LL128. The correction
 # table of trees of 16 KiB to 4 MiB is left out: it stands for the time of pieces, which is added.
 _TUNING = "NCCL src/graph/tuning.cc, June 2026; arXiv:2507.04786 (rates of protocols)"
-_NO_LL128 = ("dragonfly",)  # CSCS documentation, communication/nccl.md: NCCL_PROTO=^LL128
+# Slingshot has its own three: CSCS documentation, communication/nccl.md, runs without LL128
+# (NCCL_PROTO=^LL128), and its all-reduces over 2 nodes of 4 GH200 from 8 B to 128 MiB gave the
+# numbers below. To 2 KiB a step takes half of NCCL's own (on the network's 1.5 times): messages go
+# eagerly. Larger ones meet first (rendezvous): 10 us once. Simple takes 112 us more to start than
+# on InfiniBand; whether once or every step two nodes cannot tell, and once errs to fast for rings
+# of many nodes. Pieces: 64 KiB and 1 MiB for LL, 8 to 128 MiB for Simple.
+_SLINGSHOT = ("dragonfly",)
+_CSCS = "NCCL on 2 nodes of 4 GH200, CSCS documentation, communication/nccl.md; " + _TUNING
 
 
 def _nccl(kind: str, name: str, times_us: tuple[float, float, float], share: float) -> Protocol:
@@ -74,22 +93,49 @@ def _nccl(kind: str, name: str, times_us: tuple[float, float, float], share: flo
         between_step_s=between,
         fraction=share,
         source=_TUNING,
-        avoids=_NO_LL128 if name == "LL128" else (),
+        avoids=_SLINGSHOT,
     )
+
+
+def _slingshot(
+    kind: str, times_us: Mapping[str, tuple[float, float, float]], shares: Mapping[str, float]
+) -> tuple[Protocol, ...]:
+    """The protocols over libfabric's Slingshot provider, from NCCL's own `times_us`."""
+    start, inside, between = (time * 1e-6 for time in times_us["LL"])
+    eager = Protocol(
+        name=f"{kind} LL eager",
+        start_s=start,
+        inside_step_s=inside,
+        between_step_s=between / 2.0,
+        fraction=shares["LL"],
+        source=_CSCS,
+        only=_SLINGSHOT,
+        most_bytes=2048.0,
+    )
+    meeting = replace(
+        eager, name=f"{kind} LL", start_s=start + 10e-6, most_bytes=math.inf, pieces=1.45
+    )
+    start, inside, between = (time * 1e-6 for time in times_us["Simple"])
+    simple = replace(
+        meeting,
+        name=f"{kind} Simple",
+        start_s=start + 112e-6,
+        inside_step_s=inside,
+        between_step_s=between,
+        fraction=shares["Simple"],
+        pieces=0.26,
+    )
+    return eager, meeting, simple
 
 
 def _nccl_ways(kind: str) -> dict[str, tuple[Way, ...]]:
     """The ways of NCCL, and of RCCL, which is built from it."""
-    rings = (
-        _nccl(kind, "LL", (6.6, 0.6, 2.7), 0.25),
-        _nccl(kind, "LL128", (14.0, 1.9, 4.0), 0.92),
-        _nccl(kind, "Simple", (8.4, 3.4, 14.0), 1.0),
-    )
-    trees = (
-        _nccl(kind, "LL", (6.8, 0.6, 5.0), 0.92 / 3.8),
-        _nccl(kind, "LL128", (14.0, 1.25, 8.5), 0.92 * 120 / 128),
-        _nccl(kind, "Simple", (8.4, 4.0, 14.0), 0.92),
-    )
+    ring_us = {"LL": (6.6, 0.6, 2.7), "LL128": (14.0, 1.9, 4.0), "Simple": (8.4, 3.4, 14.0)}
+    tree_us = {"LL": (6.8, 0.6, 5.0), "LL128": (14.0, 1.25, 8.5), "Simple": (8.4, 4.0, 14.0)}
+    ring_share = {"LL": 0.25, "LL128": 0.92, "Simple": 1.0}
+    tree_share = {"LL": 0.92 / 3.8, "LL128": 0.92 * 120 / 128, "Simple": 0.92}
+    rings = _protocols(kind, ring_us, ring_share)
+    trees = _protocols(kind, tree_us, tree_share)
     # A kernel serves many peers at once; H100 starts 8 peers 1.7 us later than 2 (the fits).
     peers = Protocol(
         name=f"{kind} peers",
@@ -107,8 +153,16 @@ def _nccl_ways(kind: str) -> dict[str, tuple[Way, ...]]:
         "reduce_scatter_tensor": around,
         "all_to_all_single": _at_once(peers, forms.PAIRWISE),
         "broadcast": _around(forms.PIPELINED_CHAIN, rings),
-        **_pairs((rings[0], rings[2])),
+        **_pairs(tuple(one for one in rings if not one.name.endswith("LL128"))),
     }
+
+
+def _protocols(
+    kind: str, times_us: Mapping[str, tuple[float, float, float]], shares: Mapping[str, float]
+) -> tuple[Protocol, ...]:
+    """The protocols on any network, and those of Slingshot."""
+    anywhere = tuple(_nccl(kind, name, times, shares[name]) for name, times in times_us.items())
+    return anywhere + _slingshot(kind, times_us, shares)
 
 
 def _around(form: Algorithm, protocols: tuple[Protocol, ...]) -> tuple[Way, ...]:

@@ -108,7 +108,7 @@ def ways_of(machine: Machine, collective: str) -> tuple[Way, ...]:
             nearest(collective, known),
         )
     networks = {one.network for one in machine.levels if one.num_ranks > machine.ranks_per_node}
-    return tuple(way for way in known[collective] if not networks & set(way.protocol.avoids))
+    return tuple(way for way in known[collective] if way.protocol.serves(networks))
 
 
 def _columns(

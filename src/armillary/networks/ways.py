@@ -52,23 +52,31 @@ def parts(way: Way, lying: Sequence[Reach], ranks: Array, size: Array) -> Parts:
     all_wires = way.flow == "by level"
     latency = way.protocol.start_s + (_summed if all_steps else _slowest)(steps_s)
     wire = (_summed if all_wires else _slowest)(wire_s)
-    pieces = _pieces(lying) if way.is_pipelined else None
+    pieces = _pieces(lying, way.protocol.pieces) if way.is_pipelined else None
+    found = latency + wire if pieces is None else pipelined_s(latency, wire, pieces)
+    if way.protocol.most_bytes < np.inf:
+        found = np.where(size <= way.protocol.most_bytes, found, np.inf)
     return Parts(
         steps_s=steps_s,
         wire_s=wire_s,
         latency_s=latency,
         pieces=pieces,
-        seconds=latency + wire if pieces is None else pipelined_s(latency, wire, pieces),
+        seconds=found,
         all_steps_count=all_steps,
         all_wires_count=all_wires,
     )
 
 
-def _pieces(lying: Sequence[Reach]) -> Array:
-    """The share of the cross term of pieces: that of the outermost level of each group."""
+def _pieces(lying: Sequence[Reach], between: float | None) -> Array:
+    """The share of the cross term of pieces: that of the outermost level of each group.
+
+    Through adapters it is `between`, where the protocol has one of its own.
+    """
     found = np.zeros_like(lying[0].num_units)
     for reach in lying:
-        found = np.where(reach.num_units > 1, reach.network.pieces, found)
+        own = None if reach.is_inside_node else between
+        share = reach.network.pieces if own is None else own
+        found = np.where(reach.num_units > 1, share, found)
     return found
 
 
