@@ -9,7 +9,7 @@ from pathlib import Path
 
 from armillary.core.orders import rank_of
 from armillary.core.play import Played
-from armillary.rehearse.building import AHEAD, BACK, Label, Step
+from armillary.rehearse.step import AHEAD, BACK, Label, Step
 from armillary.spec import write_atomically
 
 

@@ -9,7 +9,7 @@ adapter carries, or the untapered link.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import zip_longest
 
@@ -18,8 +18,12 @@ import numpy as np
 from armillary import networks
 from armillary.networks.rates import ENDLESS, with_endless_rates, with_rates
 from armillary.networks.spans import units_touched
+from armillary.rehearse.congestion import Congestion
 from armillary.spec import Machine, SpecError
 from armillary.spec.workload import Workload
+
+SMALL_BYTES = 2.0**18
+"""Of a smaller message the steps count, and not where its bytes go."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,7 +31,8 @@ class Cost:
     """Seconds of a message: those that no link can shorten, and those on the wire at one share.
 
     `level` is the index of the outermost level it crosses, `bytes` what it is in all, `at_s` by
-    level the seconds on the wire if that level alone took time.
+    level the seconds on the wire if that level alone took time. `boosts` says that a rank alone at
+    its links gets more than its share; flows have that in them.
     """
 
     fixed_s: float
@@ -35,6 +40,7 @@ class Cost:
     level: int
     bytes: float
     at_s: tuple[float, ...] = ()
+    boosts: bool = True
 
     @property
     def seconds(self) -> float:
@@ -49,7 +55,13 @@ class Cost:
             level=self.level,
             bytes=self.bytes * factor,
             at_s=tuple(one * factor for one in self.at_s),
+            boosts=self.boosts,
         )
+
+    def on_flows(self, ratio: float) -> "Cost":
+        """The same with a wire that takes so many times as long, as flows have it."""
+        wire_s, at_s = self.wire_s * ratio, tuple(one * ratio for one in self.at_s)
+        return replace(self, wire_s=wire_s, at_s=at_s, boosts=False)
 
     def __add__(self, other: "Cost") -> "Cost":
         return Cost(
@@ -60,6 +72,7 @@ class Cost:
             at_s=tuple(
                 one + also for one, also in zip_longest(self.at_s, other.at_s, fillvalue=0.0)
             ),
+            boosts=self.boosts and other.boosts,
         )
 
 
@@ -67,8 +80,13 @@ class Links:
     """A machine's links under a job whose mesh has these degrees, the outermost axis first."""
 
     def __init__(
-        self, machine: Machine, degrees: Mapping[str, int], background: float = 0.0
+        self,
+        machine: Machine,
+        degrees: Mapping[str, int],
+        background: float = 0.0,
+        congestion: Congestion | None = None,
     ) -> None:
+        self.congestion = congestion
         self.machine, self.degrees, self.background = machine, dict(degrees), background
         self.endless = with_endless_rates(machine)
         self.alone = [_with_one_finite(machine, level.name) for level in machine.levels]
@@ -111,6 +129,12 @@ class Links:
         return self._known[key]
 
     def _priced(self, collective: str, size: float, spans: tuple[tuple[int, int], ...]) -> Cost:
+        cost = self._closed(collective, size, spans)
+        ratio = self._ratio(collective, size, spans, cost.level)
+        return cost if ratio == 1.0 else cost.on_flows(ratio)
+
+    def _closed(self, collective: str, size: float, spans: tuple[tuple[int, int], ...]) -> Cost:
+        """What the closed form says."""
         given = [(np.array([d]), np.array([s])) for d, s in spans]
         total_s = float(networks.seconds(self.machine, collective, size, spans))
         least_s = float(networks.seconds(self.endless, collective, size, spans))
@@ -129,12 +153,22 @@ class Links:
             at_s=tuple(max(one, 0.0) for one in at_s),
         )
 
+    def _ratio(
+        self, collective: str, size: float, spans: tuple[tuple[int, int], ...], level: int
+    ) -> float:
+        """How many times longer flows take on the wire, of what crosses nodes."""
+        if self.congestion is None or level < self.first_between or size < SMALL_BYTES:
+            return 1.0
+        return self.congestion.ratio(collective, size, spans)
+
     def hop(self, size: float, one: int, other: int, axis: str) -> Cost:
         """What a message between two coordinates of `axis` costs, wherever the others are."""
         if one == other:
             return Cost(fixed_s=0.0, wire_s=0.0, level=0, bytes=0.0)
         level = self._crossed(one, other, axis)
-        return self.cost("send", size, ((2, self.units[level] if self.units else 1),))
+        cost = self._closed("send", size, ((2, self.units[level] if self.units else 1),))
+        ratio = self._ratio("send", size, self.spans((axis,)), level)
+        return cost if ratio == 1.0 else cost.on_flows(ratio)
 
     def _crossed(self, one: int, other: int, axis: str) -> int:
         """The outermost level between any two ranks at these coordinates of `axis`."""
@@ -158,6 +192,8 @@ class Links:
     # ----------------------------------------------------------------------------------- sharing
     def boost(self, cost: Cost) -> float:
         """How many times its share a rank gets where nobody else sends."""
+        if not cost.boosts:
+            return 1.0
         least_s = max((one / self._alone(i) for i, one in enumerate(cost.at_s)), default=0.0)
         return max(cost.wire_s / least_s, 1.0) if least_s > 0 else 1.0
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from armillary.core.play import Played
 from armillary.rehearse.accounts import Key, shared_wire_s
-from armillary.rehearse.building import Step
+from armillary.rehearse.step import Step
 from armillary.spec.quantities import size, span
 from armillary.spec.rehearsal import LinkLoad, Share, WhatIf
 
