@@ -19,7 +19,6 @@ import torch
 from armillary.spec import SpecError
 from armillary.step.recipe import load_recipe
 from armillary.train.admission import admit_before_ranks
-from armillary.train.checkpoint import saved_steps
 from armillary.train.failure import first_error, leave_error
 from armillary.train.launchers import Place, find_here, job_hosts
 from armillary.train.launchers.none import refuse_idle_nodes
@@ -27,6 +26,7 @@ from armillary.train.loop import INTERRUPTED, Outcome, train_rank
 from armillary.train.rendezvous import seat_of
 from armillary.train.request import TrainRequest
 from armillary.train.run_folder import RunFolder
+from armillary.train.saved import saved_steps
 from armillary.train.warm import loopback, warm_up
 
 if TYPE_CHECKING:

@@ -25,20 +25,19 @@ from armillary.step.seat import Seat
 from armillary.step.stepper import Stepper, StepResult
 from armillary.step.world import World, join, with_micro_batches
 from armillary.train.average import Average
-from armillary.train.checkpoint import (
-    Checkpoints,
-    best_step,
-    checkpoint_path,
-    find_fault,
-    newest_whole,
-    prepare_to_save,
-    saved_steps,
-)
+from armillary.train.checkpoint import Checkpoints, prepare_to_save
 from armillary.train.evaluate import Evaluation, Evaluator
 from armillary.train.heap import keep_freed_memory
 from armillary.train.journal import Journal
 from armillary.train.request import TrainRequest
 from armillary.train.run_folder import RunFolder
+from armillary.train.saved import (
+    best_step,
+    checkpoint_path,
+    find_fault,
+    newest_whole,
+    saved_steps,
+)
 from armillary.train.state import Counters, TrainState, restore_model
 from armillary.train.stop import StopWish, watch_signals
 

@@ -15,7 +15,7 @@ from armillary.feeds import FeedState
 from armillary.step.batches import Feed
 from armillary.step.world import World
 from armillary.train.average import Average
-from armillary.train.checkpoint import holds, load
+from armillary.train.saved import holds, load
 
 
 @dataclass(slots=True)
