@@ -69,6 +69,7 @@ class Checkpoints:
         self.folder, self.world, self.keep = folder, world, keep
         self._on_commit = on_commit
         self._pending: _Pending | None = None
+        self._deleting: threading.Thread | None = None
         self._group = None if world.mesh is None else dist.new_group(backend="gloo")
         expect_serial() if world.mesh is None else None
         if world.is_first:
@@ -91,7 +92,7 @@ class Checkpoints:
         from armillary.train.shards import ShardWriter
 
         start_s = time.perf_counter()
-        self.finish()
+        self._finish()
         folder = self.folder / f".step-{step:08d}"
         if self.world.is_first:
             shutil.rmtree(folder, ignore_errors=True)
@@ -135,7 +136,12 @@ class Checkpoints:
             self._commit(pending)
 
     def finish(self) -> None:
-        """Wait until the pending checkpoint is written, and commit it."""
+        """Wait until the pending checkpoint is written and old ones are deleted, and commit it."""
+        self._finish()
+        if self._deleting is not None:
+            self._deleting.join()
+
+    def _finish(self) -> None:
         pending, self._pending = self._pending, None
         if pending is None:
             return
@@ -195,7 +201,9 @@ class Checkpoints:
             with contextlib.suppress(OSError):
                 os.replace(checkpoint_path(self.folder, step), hidden)
         if dropped:
-            threading.Thread(target=_delete, args=(dropped,)).start()
+            self._deleting.join() if self._deleting is not None else None
+            self._deleting = threading.Thread(target=_delete, args=(dropped,))
+            self._deleting.start()
 
 
 def prepare_to_save() -> None:

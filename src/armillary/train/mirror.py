@@ -127,6 +127,8 @@ class Mirror:
             try:
                 self._put(wanted)
             except Exception as error:
+                if not checkpoint_path(self.folder, wanted).is_dir():
+                    continue  # dropped here meanwhile: newer ones are to be sent
                 self._said.put(
                     f"{self.objects.place} did not take step-{wanted:08d}: {_short(error)}; "
                     "the run goes on"
@@ -164,6 +166,7 @@ class Mirror:
 def open_objects(url: str, under: str) -> Objects:
     """The store at `url`: a folder, or s3://bucket/folder?endpoint=http://host:port&region=name.
 
+    `retry_s` may be told besides: how long a store that is gone is asked again, a minute by itself.
     Keys are those of AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; they are in no file of a run.
 
     Raises: `SpecError` if it is neither, or the client of object stores is not installed.
@@ -172,7 +175,7 @@ def open_objects(url: str, under: str) -> Objects:
     if "://" not in url:
         return Folder(Path(url) / under)
     try:
-        from armillary.feeds.stores import StoreAddress, object_store
+        from armillary.feeds.stores import GUESS_RETRY_S, StoreAddress, object_store
     except ImportError:
         raise SpecError(
             "settings.checkpoint_store",
@@ -187,6 +190,7 @@ def open_objects(url: str, under: str) -> Objects:
         region=query.get("region", "us-east-1"),
         access_key_id=os.environ.get("AWS_ACCESS_KEY_ID"),
         secret_access_key=os.environ.get("AWS_SECRET_ACCESS_KEY"),
+        retry_s=float(query.get("retry_s", GUESS_RETRY_S)),
     )
     return Bucket(object_store(address, under), address.place)
 

@@ -51,18 +51,18 @@ class ShardWriter(FileSystemWriter):
 
 
 class ShardReader(FileSystemReader):
-    """torch's reader of shards by the JSON index beside them."""
+    """torch's reader of shards by the JSON index beside them.
+
+    Raises: `SpecError` if there is none.
+    """
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
-        self.folder = folder
+        self.index = read_index(folder)
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        """The index as torch wants it.
-
-        Raises: `SpecError` if it is none.
-        """
-        return read_index(self.folder)
+        """The index as torch wants it."""
+        return self.index
 
 
 class PlainLoader(DefaultLoadPlanner):
