@@ -1,4 +1,4 @@
-"""Ranks that torchrun's agents start again, on as many as are left; a link that is cut and healed."""
+"""Ranks that torchrun starts again, on as many as are left; a link that is cut and healed."""
 
 import contextlib
 import os
