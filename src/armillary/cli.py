@@ -12,6 +12,7 @@ from armillary.rehearse.command import rehearse as rehearse_word
 from armillary.spec import Layout, Plan, SpecError, read_plan
 from armillary.spec.words import parse_assignments
 from armillary.train.submit import words as job_words
+from armillary.train.words import export as export_word
 
 BAD_INPUT, CRASHED, NOT_EQUAL = 2, 1, 4
 
@@ -53,6 +54,9 @@ Trackers = Annotated[
 PlanPath = Annotated[
     Path | None, typer.Option("--plan", help="A plan or layout, as `armillary plan --out` writes.")
 ]
+Weights = Annotated[
+    Path | None, typer.Option(help="Begin from these weights: .safetensors, or a .pt state_dict.")
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors.")]
 
 
@@ -65,6 +69,7 @@ def train(
     runs: RunsPath = Path("runs"),
     resume: RunToResume = None,
     plan: PlanPath = None,
+    weights: Weights = None,
     device: Device = "auto",
     tracker: Trackers = None,
     quiet: Quiet = False,
@@ -102,10 +107,10 @@ def train(
             "trackers": trackers,
         }
         if resume is not None:
-            _refuse_both(recipe)
+            _refuse_both(recipe or (f"--weights {weights}" if weights else ""))
             request = resumed_request(resume, **asked)
         else:
-            request = new_request(recipe, data=data, runs=runs, **asked)
+            request = new_request(recipe, data=data, runs=runs, weights=weights, **asked)
         outcome = run_training(request)
     if outcome.is_writer:
         _conclude(outcome, quiet=quiet, as_json=as_json)
@@ -128,9 +133,9 @@ def _refuse_both(recipe: str) -> None:
     if recipe:
         raise SpecError(
             "--resume",
-            f"given beside the recipe {recipe!r}",
-            "a run goes on with the recipe it keeps",
-            "leave the recipe out",
+            f"given beside {recipe!r}",
+            "a run goes on with the recipe and the weights it keeps",
+            "leave that out",
         )
 
 
@@ -225,6 +230,7 @@ def verify(
 
 app.command(name="plan")(plan_word)
 app.command(name="rehearse")(rehearse_word)
+app.command(name="export")(export_word)
 app.command(name="submit")(job_words.submit)
 app.command(name="status")(job_words.status)
 app.command(name="logs")(job_words.logs)

@@ -39,7 +39,7 @@ def _truncate(path: Path) -> None:
     [
         (_flip, "*.distcp"),
         (_truncate, "*.distcp"),
-        (_flip, ".metadata"),
+        (_flip, "shards.json"),
         (_truncate, "complete.json"),
         (Path.unlink, "__1_0.distcp"),
     ],
@@ -159,7 +159,7 @@ def test_a_kill_at_any_moment_leaves_the_last_good_checkpoint(tmp_path: Path) ->
     """Killed while it does nothing but save; the newest whole one holds what its name says."""
     import torch
 
-    from armillary.train.checkpoint import checkpoint_path, load, newest_whole, saved_steps
+    from armillary.train.saved import checkpoint_path, load, newest_whole, saved_steps
 
     moments = random.Random(0)
     context = multiprocessing.get_context("forkserver")
@@ -189,7 +189,8 @@ def test_saving_the_same_step_again_puts_nothing_at_risk(
     import torch
 
     from armillary.step.world import World
-    from armillary.train.checkpoint import Checkpoints, checkpoint_path, find_fault
+    from armillary.train.checkpoint import Checkpoints
+    from armillary.train.saved import checkpoint_path, find_fault
 
     world = World(
         rank=0, num_ranks=1, device=torch.device("cpu"), mesh=None, batch_index=0, batch_count=1
@@ -214,7 +215,8 @@ def test_what_is_saved_is_the_state_of_that_moment(tmp_path: Path) -> None:
     import torch
 
     from armillary.step.world import World
-    from armillary.train.checkpoint import Checkpoints, checkpoint_path, load
+    from armillary.train.checkpoint import Checkpoints
+    from armillary.train.saved import checkpoint_path, load
 
     world = World(
         rank=0, num_ranks=1, device=torch.device("cpu"), mesh=None, batch_index=0, batch_count=1

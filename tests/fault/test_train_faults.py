@@ -106,7 +106,7 @@ def _signal(process: "object", name: str, target: str) -> None:
         ("data=2", "SIGTERM", "parent"),
         ("data=2", "SIGINT", "group"),
         ("data=2", "SIGTERM", "group"),
-        ("sharded=2", "SIGTERM", "rank"),
+        ("sharded=2", "SIGUSR1", "rank"),
     ],
 )
 def test_a_signal_saves_and_leaves(
@@ -133,28 +133,35 @@ def test_a_signal_saves_and_leaves(
     assert_goes_on(tmp_path, layout, whole)
 
 
-@pytest.mark.parametrize(("layout", "rank"), [("data=2", 1), ("sharded=2", 0)])
-def test_a_killed_rank_ends_the_others_within_seconds(
-    tmp_path: Path, layout: str, rank: int, whole: Whole
+def test_a_killed_rank_ends_the_others_within_seconds_where_none_is_to_restart(
+    tmp_path: Path, whole: Whole
 ) -> None:
-    process = start(
-        "train", TROUBLE, "--layout", layout, "--runs", str(tmp_path), "--set", "pause_s=0.15"
-    )
+    words = ("--set", "pause_s=0.15", "--set", "restarts=0")
+    process = start("train", TROUBLE, "--layout", "sharded=2", "--runs", str(tmp_path), *words)
     wait_for(lambda: steps_done(tmp_path) >= 4, process)
-    os.kill(ranks_of(process)[rank], signal.SIGKILL)
+    os.kill(ranks_of(process)[0], signal.SIGKILL)
     killed_s = time.monotonic()
     exit_code, said = finished(process)
     assert time.monotonic() - killed_s < 10.0
     assert exit_code == CRASHED, said
-    assert said.count("SIGKILL") == 1 and f"rank {rank}" in said and "--resume" in said
+    assert said.count("SIGKILL") == 1 and "rank 0" in said and "--resume" in said
     assert "Traceback" not in said
     assert steps_done(tmp_path) >= 4
-    if layout == "sharded=2":
-        assert_goes_on(tmp_path, layout, whole)
-    else:
-        exit_code, said = train("--resume", str(only_run(tmp_path)), "-q")
-        assert exit_code == 0, said
-        assert_equal(result(tmp_path), whole(layout))
+    assert_goes_on(tmp_path, "sharded=2", whole)
+
+
+def test_a_killed_rank_is_started_again_with_no_hand(tmp_path: Path, whole: Whole) -> None:
+    words = ("--runs", str(tmp_path), "--set", "pause_s=0.1")
+    process = start("train", TROUBLE, "--layout", "data=2", *words)
+    wait_for(lambda: steps_done(tmp_path) >= 4, process)
+    os.kill(ranks_of(process)[1], signal.SIGKILL)
+    exit_code, said = finished(process)
+    assert exit_code == 0, said
+    assert "rank 1 killed by SIGKILL; starting the ranks again" in said
+    assert "Traceback" not in said
+    [restarted] = result(tmp_path).events("restarted")
+    assert "SIGKILL" in restarted
+    assert_equal(result(tmp_path), whole("data=2"))
 
 
 def test_a_failing_rank_is_told_once_with_its_rank(tmp_path: Path, flag: Path) -> None:

@@ -16,7 +16,7 @@ def train_as_rank(request: Any, runs: Path, stop_after: int = 0) -> tuple[Path, 
 
     The last rank alone is told to stop, by a signal, once it has done `stop_after` steps.
     """
-    from armillary.train import loop
+    from armillary.train import loop, rank
 
     count = loop.Trainer._count
     if stop_after:
@@ -29,7 +29,7 @@ def train_as_rank(request: Any, runs: Path, stop_after: int = 0) -> tuple[Path, 
 
         loop.Trainer._count = count_and_signal  # type: ignore[method-assign]
     try:
-        outcome = loop.train_rank(replace(request, runs=runs, quiet=True))
+        outcome = rank.train_rank(replace(request, runs=runs, quiet=True))
     finally:
         loop.Trainer._count = count  # type: ignore[method-assign]
     return outcome.run_path, outcome.exit_code

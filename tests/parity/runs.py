@@ -84,7 +84,7 @@ class Result:
         import torch
 
         from armillary.step.recipe import load_recipe
-        from armillary.train.checkpoint import checkpoint_path, saved_steps
+        from armillary.train.saved import checkpoint_path, saved_steps
         from armillary.train.state import restore_model
 
         manifest = self.folder.manifest

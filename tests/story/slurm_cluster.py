@@ -124,6 +124,8 @@ def _configure(folder: Path) -> None:
         "SlurmdParameters": "config_overrides",  # more cores than there are
         "JobAcctGatherType": "jobacct_gather/none",
         "AccountingStorageType": "accounting_storage/none",
+        "PreemptType": "preempt/partition_prio",
+        "PreemptMode": "REQUEUE",
         "SchedulerParameters": "bf_interval=1,sched_interval=1",
     }
     text = "".join(f"{name}={value}\n" for name, value in lines.items())
@@ -133,5 +135,7 @@ def _configure(folder: Path) -> None:
             f"NodeName=n{index} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=4 "
             "Sockets=1 CoresPerSocket=4 ThreadsPerCore=1 RealMemory=1000 State=UNKNOWN\n"
         )
-    text += f"PartitionName=debug Nodes=n[1-{NUM_NODES}] Default=YES MaxTime=60 State=UP\n"
+    text += f"PartitionName=debug Nodes=n[1-{NUM_NODES}] Default=YES MaxTime=60 State=UP "
+    text += "PriorityTier=1 GraceTime=10\n"
+    text += f"PartitionName=urgent Nodes=n[1-{NUM_NODES}] MaxTime=60 State=UP PriorityTier=2\n"
     (folder / "slurm.conf").write_text(text)

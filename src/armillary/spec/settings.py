@@ -15,6 +15,14 @@ class TrainSettings(Document):
     A 0 switches off `max_steps`, `clip_norm`, `average_decay` and `patience`; for
     `evaluate_every_steps` and `checkpoint_every_steps` it means once an epoch. `patience` counts
     evaluations without improvement.
+
+    What follows is how a run survives (docs/survive.md). `checkpoint_every_s` is the time between
+    checkpoints; 0 leaves it to Daly's formula where the failures are known, from
+    `hours_between_failures` of the whole job or from the plan. `checkpoint_store` is where they are
+    copied to: a folder, or s3://bucket/folder. `restarts` is how often in succession a run is
+    started again without having got on. A rank that gets no further for `hang_steps` median steps,
+    and for `hang_least_s`, is ended; 0 switches that off. Up to `skip_batches` batches with a loss
+    that is not finite, or is `spike_deviations` above the last ones, are skipped; 0 skips none.
     """
 
     what: ClassVar[str] = "settings"
@@ -32,6 +40,14 @@ class TrainSettings(Document):
     keep_checkpoints: int = 2
     log_every_steps: int = 1
     num_workers: int = 0
+    checkpoint_every_s: float = 0.0
+    hours_between_failures: float = 0.0
+    checkpoint_store: str = ""
+    restarts: int = 3
+    hang_steps: float = 30.0
+    hang_least_s: float = 120.0
+    skip_batches: int = 0
+    spike_deviations: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("epochs", "global_batch_size", "keep_checkpoints", "log_every_steps"):
@@ -44,6 +60,13 @@ class TrainSettings(Document):
             "checkpoint_every_steps",
             "num_workers",
             "seed",
+            "checkpoint_every_s",
+            "hours_between_failures",
+            "restarts",
+            "hang_steps",
+            "hang_least_s",
+            "skip_batches",
+            "spike_deviations",
         ):
             _at_least(name, getattr(self, name), 0)
         if not 0 <= self.average_decay < 1:

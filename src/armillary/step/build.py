@@ -131,10 +131,11 @@ def fill(module: nn.Module, deferred: Deferred, seed: int) -> None:
     }
     for name, value in deferred.values(seed):
         if name in held:
-            _give(held[name], value)
+            give(held[name], value)
 
 
-def _give(tensor: Any, value: torch.Tensor) -> None:
+def give(tensor: Any, value: torch.Tensor) -> None:
+    """Copy `value` into `tensor`, of which this rank may hold a part only."""
     if not hasattr(tensor, "to_local"):
         tensor.copy_(value)
         return

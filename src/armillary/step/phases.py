@@ -10,10 +10,13 @@ import torch
 class Phases:
     """Seconds by phase of the current step; on an accelerator they are those of its stream.
 
+    `current` is the phase that the program is in, or the last that it was in.
+
     Device events are read once the step is over, so that timing adds no wait to it.
     """
 
     def __init__(self, device: torch.device) -> None:
+        self.current = "start"
         self._on_device = device.type != "cpu"
         self._seconds: dict[str, float] = {}
         self._events: list[tuple[str, torch.Event, torch.Event]] = []
@@ -21,6 +24,7 @@ class Phases:
     @contextlib.contextmanager
     def __call__(self, name: str) -> Iterator[None]:
         """Count what runs inside to phase `name`."""
+        self.current = name
         start = self._mark()
         try:
             yield

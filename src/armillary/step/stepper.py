@@ -1,6 +1,7 @@
 """One optimiser step: micro batches forward and backward, one mean over all ranks' samples."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,17 +32,24 @@ class StepResult:
     """What a step gave, equal on every rank: the mean loss, and whether any rank was told to stop.
 
     `grad_norm` is that before clipping, None if nothing was clipped; `stepped` is False where the
-    loss or the norm was not finite and the parameters were left as they were.
+    loss or the norm was not finite, or the loss was refused, and the parameters were left as they
+    were. `save` says that a rank asked for a checkpoint.
     """
 
     loss: float
     grad_norm: float | None
     stop: bool
     stepped: bool
+    save: bool = False
 
 
 class Stepper:
-    """Does steps: model, optimiser and precision of one rank, and the recipe's loss."""
+    """Does steps: model, optimiser and precision of one rank, and the recipe's loss.
+
+    `wants_save` is this rank's wish for a checkpoint after the next step, which all then know of.
+    `refuses`, if set, says of a step's loss that it is not to be learned from; it is asked on every
+    rank with the same loss.
+    """
 
     def __init__(
         self,
@@ -58,21 +66,25 @@ class Stepper:
         self.model, self.loss, self.optimizer = model, loss, optimizer
         self.world, self.precision, self.phases = world, precision, phases
         self.clip_norm, self.seed = clip_norm, seed
+        self.wants_save = False
+        self.refuses: Callable[[float], bool] | None = None
 
     def run(self, step: Step, index: int, stop: bool) -> StepResult:
         """Train on `step`, the `index`-th of the run; `stop` says that this rank was told to."""
-        sums = torch.zeros(3, dtype=torch.float64)
-        sums[2] = float(stop)
+        sums = torch.zeros(4, dtype=torch.float64)
+        sums[2], sums[3] = float(stop), float(self.wants_save)
         runs_all = self._drive if isinstance(self.model, DrivesSteps) else self._run_each
         with computing(self.model):
             sums[:2] += runs_all(step, index)
         with self.phases("reduce"):
-            total, count, stops = self.world.sum(sums).tolist()
+            total, count, stops, saves = self.world.sum(sums).tolist()
         loss = total / count if count else math.nan
         with self.phases("optimizer"):
             add_up_gradients(self.model.parameters())
             finite, grad_norm = self.update(loss, step.num_samples / (count or 1.0))
-        return StepResult(loss=loss, grad_norm=grad_norm, stop=stops > 0, stepped=finite)
+        return StepResult(
+            loss=loss, grad_norm=grad_norm, stop=stops > 0, stepped=finite, save=saves > 0
+        )
 
     def _run_each(self, step: Step, index: int) -> torch.Tensor:
         """The sums of loss and count over the micro batches, run one after another."""
@@ -145,6 +157,7 @@ class Stepper:
         finite = math.isfinite(loss) and (
             scaler.is_enabled() or grad_norm is None or math.isfinite(grad_norm)
         )
+        finite = finite and not (self.refuses is not None and self.refuses(loss))
         if finite:
             with whole_matrices(self.optimizer):
                 scaler.step(self.optimizer)

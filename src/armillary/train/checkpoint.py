@@ -5,18 +5,17 @@ which hashes its own files; rank 0 then writes complete.json and renames the fol
 the name step-<number> is therefore whole. A state saved by one layout is read by any other.
 """
 
+import contextlib
 import errno
-import hashlib
 import importlib
 import json
 import os
-import re
 import shutil
 import threading
 import time
-import warnings
+from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +23,17 @@ import torch.distributed as dist
 
 from armillary.spec import SpecError, write_atomically
 from armillary.step.world import World
+from armillary.train.saved import (
+    COMPLETE,
+    best_step,
+    checkpoint_path,
+    expect_serial,
+    find_fault,
+    saved_steps,
+    sha256,
+)
 
-COMPLETE = "complete.json"
+INDEX = "shards.json"
 COMMIT_TIMEOUT_S = 300.0
 SPACE_OF_FULL_DISK_BYTES = 2**20
 
@@ -39,20 +47,31 @@ class _Pending:
     future: "Future[Any]"
     hashed: threading.Event
     best: dict[str, Any] | None
+    began_s: float = field(default_factory=time.perf_counter)
+    written_s: float = 0.0
     error: BaseException | None = None
 
 
 class Checkpoints:
     """The checkpoints of a run, the last `keep` of them and the best.
 
-    Every rank calls `save`, `poll` and `finish` at the same steps.
+    Every rank calls `save`, `poll` and `finish` at the same steps. On rank 0, `on_commit` is told
+    the step of each that is whole, and how many seconds its writing took.
     """
 
-    def __init__(self, folder: Path, world: World, keep: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        world: World,
+        keep: int,
+        on_commit: Callable[[int, float], None] | None = None,
+    ) -> None:
         self.folder, self.world, self.keep = folder, world, keep
+        self._on_commit = on_commit
         self._pending: _Pending | None = None
+        self._deleting: threading.Thread | None = None
         self._group = None if world.mesh is None else dist.new_group(backend="gloo")
-        _expect_serial() if world.mesh is None else None
+        expect_serial() if world.mesh is None else None
         if world.is_first:
             folder.mkdir(parents=True, exist_ok=True)
             for torn in folder.glob(".step-*"):
@@ -69,10 +88,11 @@ class Checkpoints:
         Raises: `SpecError` if the checkpoint before this one could not be written.
         """
         import torch.distributed.checkpoint as dcp
-        from torch.distributed.checkpoint.filesystem import FileSystemWriter
+
+        from armillary.train.shards import ShardWriter
 
         start_s = time.perf_counter()
-        self.finish()
+        self._finish()
         folder = self.folder / f".step-{step:08d}"
         if self.world.is_first:
             shutil.rmtree(folder, ignore_errors=True)
@@ -81,7 +101,7 @@ class Checkpoints:
             dist.barrier(group=self._group)
         future = dcp.async_save(
             state,
-            storage_writer=FileSystemWriter(folder, thread_count=1, single_file_per_rank=True),
+            storage_writer=ShardWriter(folder),
             process_group=self._group,
             no_dist=self._group is None,
         )
@@ -95,8 +115,9 @@ class Checkpoints:
         try:
             pending.future.result()
             mine = pending.folder.glob(f"__{self.world.rank}_*.distcp")
-            hashes = {path.name: _sha256(path) for path in mine}
+            hashes = {path.name: sha256(path) for path in mine}
             write_atomically(_hashes_path(pending.folder, self.world.rank), json.dumps(hashes))
+            pending.written_s = time.perf_counter() - pending.began_s
         except BaseException as error:
             pending.error = error
         finally:
@@ -115,7 +136,12 @@ class Checkpoints:
             self._commit(pending)
 
     def finish(self) -> None:
-        """Wait until the pending checkpoint is written, and commit it."""
+        """Wait until the pending checkpoint is written and old ones are deleted, and commit it."""
+        self._finish()
+        if self._deleting is not None:
+            self._deleting.join()
+
+    def _finish(self) -> None:
         pending, self._pending = self._pending, None
         if pending is None:
             return
@@ -139,7 +165,7 @@ class Checkpoints:
     def _commit(self, pending: _Pending) -> None:
         """Rank 0: collect the hashes, give the folder its name, and drop what is old."""
         self._pending = None
-        hashes = {".metadata": _sha256(pending.folder / ".metadata")}
+        hashes = {INDEX: sha256(pending.folder / INDEX)}
         for rank in range(self.world.num_ranks):
             path = _hashes_path(pending.folder, rank)
             hashes |= json.loads(path.read_text(encoding="utf-8"))
@@ -147,87 +173,37 @@ class Checkpoints:
         sizes = {name: (pending.folder / name).stat().st_size for name in hashes}
         content = {"schema": 1, "step": pending.step, "sha256": hashes, "bytes": sizes}
         write_atomically(pending.folder / COMPLETE, json.dumps(content, indent=2))
-        final = self.folder / f"step-{pending.step:08d}"
-        if final.is_dir() and find_fault(final) is None:
-            shutil.rmtree(pending.folder)  # the same step again: what is whole is not put at risk
-        else:
-            shutil.rmtree(final, ignore_errors=True)
-            os.replace(pending.folder, final)
+        self._give_name(pending)
         if pending.best is not None:
             content = {"step": pending.step} | pending.best
             write_atomically(self.folder / "best.json", json.dumps(content) + "\n")
         self._drop_old()
+        if self._on_commit is not None:
+            self._on_commit(pending.step, pending.written_s)
+
+    def _give_name(self, pending: _Pending) -> None:
+        """Rename the folder once all that it holds is on the disk, and the name as well."""
+        final = checkpoint_path(self.folder, pending.step)
+        if final.is_dir() and find_fault(final) is None:
+            shutil.rmtree(pending.folder)  # the same step again: what is whole is not put at risk
+            return
+        shutil.rmtree(final, ignore_errors=True)
+        _sync(pending.folder)
+        os.replace(pending.folder, final)
+        _sync(self.folder)
 
     def _drop_old(self) -> None:
+        """Take the names of old checkpoints away, and delete them beside training."""
         best = best_step(self.folder)
-        for step in saved_steps(self.folder)[: -self.keep]:
-            if step != best:
-                shutil.rmtree(checkpoint_path(self.folder, step), ignore_errors=True)
-
-
-def checkpoint_path(folder: Path, step: int) -> Path:
-    """The folder of the checkpoint after `step` steps."""
-    return folder / f"step-{step:08d}"
-
-
-def saved_steps(folder: Path) -> list[int]:
-    """The steps of the complete checkpoints in `folder`, oldest first."""
-    found = (re.fullmatch(r"step-(\d+)", path.name) for path in folder.glob("step-*"))
-    return sorted(int(match[1]) for match in found if match)
-
-
-def best_step(folder: Path) -> int | None:
-    """The step of the best checkpoint, None if none was marked."""
-    path = folder / "best.json"
-    return json.loads(path.read_text(encoding="utf-8"))["step"] if path.is_file() else None
-
-
-def find_fault(path: Path) -> str | None:
-    """What is wrong with the checkpoint at `path`, None if every file has its recorded hash."""
-    try:
-        hashes = json.loads((path / COMPLETE).read_text(encoding="utf-8"))["sha256"]
-        for name, recorded in hashes.items():
-            if _sha256(path / name) != recorded:
-                return f"{name} is damaged"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return f"{type(error).__name__}: {error}"
-    return None
-
-
-def newest_whole(folder: Path) -> tuple[int, list[str]]:
-    """The step of the newest undamaged checkpoint, and what was passed over, in words.
-
-    Raises: `SpecError` if there is none.
-    """
-    passed_over: list[str] = []
-    for step in reversed(saved_steps(folder)):
-        fault = find_fault(checkpoint_path(folder, step))
-        if fault is None:
-            return step, passed_over
-        passed_over.append(f"checkpoint step-{step:08d} passed over: {fault}")
-    raise SpecError(
-        "checkpoints",
-        "; ".join(passed_over) or f"none in {folder}",
-        "a run goes on from an undamaged checkpoint",
-        "start a new run, or restore the checkpoint's files",
-    )
-
-
-def load(path: Path, state: dict[str, Any], *, serial: bool = False) -> None:
-    """Fill the tensors and values of `state` in place from the checkpoint at `path`."""
-    import torch.distributed.checkpoint as dcp
-    from torch.distributed.checkpoint.filesystem import FileSystemReader
-
-    _expect_serial() if serial else None
-    dcp.load(state, storage_reader=FileSystemReader(path), no_dist=serial)
-
-
-def holds(path: Path, key: str) -> bool:
-    """Whether the checkpoint at `path` has entries under the top-level `key`."""
-    from torch.distributed.checkpoint.filesystem import FileSystemReader
-
-    known = FileSystemReader(path).read_metadata().state_dict_metadata
-    return any(name.startswith(f"{key}.") for name in known)
+        old = [step for step in saved_steps(self.folder)[: -self.keep] if step != best]
+        dropped = [self.folder / f".step-{step:08d}-old" for step in old]
+        for step, hidden in zip(old, dropped, strict=True):
+            with contextlib.suppress(OSError):
+                os.replace(checkpoint_path(self.folder, step), hidden)
+        if dropped:
+            self._deleting.join() if self._deleting is not None else None
+            self._deleting = threading.Thread(target=_delete, args=(dropped,))
+            self._deleting.start()
 
 
 def prepare_to_save() -> None:
@@ -235,13 +211,9 @@ def prepare_to_save() -> None:
 
     def bring() -> None:
         importlib.import_module("torch.distributed.checkpoint.state_dict")
+        importlib.import_module("armillary.train.shards")
 
     threading.Thread(target=bring, daemon=True).start()
-
-
-def _expect_serial() -> None:
-    """Torch warns whenever it saves or loads without a process group; a serial run has none."""
-    warnings.filterwarnings("ignore", message="torch.distributed is disabled")
 
 
 def _make(folder: Path) -> None:
@@ -284,6 +256,16 @@ def _hashes_path(folder: Path, rank: int) -> Path:
     return folder / f"rank-{rank}.json"
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _sync(folder: Path) -> None:
+    """Have the names in `folder` on the disk; where a file system cannot, it is left at that."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _delete(folders: list[Path]) -> None:
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,7 +37,10 @@ class Evaluation:
 
 
 class Evaluator:
-    """Evaluates one split; every rank takes its share, and no sample counts twice."""
+    """Evaluates one split; every rank takes its share, and no sample counts twice.
+
+    `on_batch` is called after every batch.
+    """
 
     def __init__(
         self,
@@ -49,6 +52,7 @@ class Evaluator:
         micro_batch_size: int = 0,
     ) -> None:
         self.recipe, self.world, self.precision = recipe, world, precision
+        self.on_batch: Callable[[], None] = lambda: None
         self.feed = Feed(
             dataset,
             batch_size=batch_size,
@@ -104,6 +108,7 @@ class Evaluator:
                 if num_samples:
                     sums += _loss_sums(found, num_samples)
                     parts.append(_split_samples(outputs, num_samples))
+                self.on_batch()
             steps.append(_joined(parts))
         return sums, steps
 

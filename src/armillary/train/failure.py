@@ -10,9 +10,12 @@ from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
 
+import torch
+
 from armillary.spec import SpecError
 from armillary.train.launchers import Place, find_here
 from armillary.train.rendezvous import LEFT, linger, refuse_unknown_address, serving
+from armillary.train.watch import HUNG
 
 PEER_LOST = (
     "Connection closed by peer",
@@ -25,11 +28,14 @@ PEER_LOST = (
 
 
 class RankError(RuntimeError):
-    """A rank failed of something that is not the user's mistake: its rank, and its traceback."""
+    """A rank failed of something that is not the user's mistake: its rank, and its traceback.
 
-    def __init__(self, rank: int, text: str) -> None:
+    `is_lost` says that the rank or its device went away, which another start may cure.
+    """
+
+    def __init__(self, rank: int, text: str, *, is_lost: bool = False) -> None:
         super().__init__(f"rank {rank} failed\n{text}")
-        self.rank = rank
+        self.rank, self.text, self.is_lost = rank, text, is_lost
 
 
 class ToldElsewhere(RuntimeError):
@@ -52,6 +58,7 @@ def leave_error(folder: Path, rank: int, error: BaseException) -> None:
         "rank": rank,
         "spec": error.to_dict() if isinstance(error, SpecError) else None,
         "is_lost_peer": is_lost_peer(error),
+        "is_lost": isinstance(error, torch.AcceleratorError),
         "traceback": traceback.format_exc(),
     }
     (folder / f"{rank}.json").write_text(json.dumps(content), encoding="utf-8")
@@ -72,13 +79,17 @@ def first_error(folder: Path, exit_codes: Mapping[int, int]) -> Exception:
                     rank,
                     f"killed by {signal.Signals(-code).name}; what was saved is "
                     "whole, go on with --resume",
+                    is_lost=True,
                 )
+            if code == HUNG:
+                return RankError(rank, "ended: no progress", is_lost=True)
     for entry in causes or found:
         if entry["spec"] is not None:
             return SpecError(**entry["spec"])
-        return RankError(entry["rank"], entry["traceback"])
+        is_lost = entry["is_lost"] or entry["is_lost_peer"]
+        return RankError(entry["rank"], entry["traceback"], is_lost=is_lost)
     rank, code = next(iter(exit_codes.items()))
-    return RankError(rank, f"left with exit code {code} and no error")
+    return RankError(rank, f"left with exit code {code} and no error", is_lost=True)
 
 
 @contextlib.contextmanager

@@ -49,7 +49,7 @@ class Journal:
         """Write the manifest and open the trackers; `done` steps lie behind."""
         if not self._is_writer:
             return
-        if not self.request.is_resumed:
+        if not (self.folder.path / "manifest.json").exists():
             self.folder.write_start(self._manifest(), self.recipe.files)
         if self.request.plan is not None:
             self.request.plan.write(self.folder.path / "plan.json")
@@ -156,19 +156,20 @@ class Journal:
                 {"kind": "checkpoint", "time_s": self._time_s(), "step": index, "save_s": save_s}
             )
 
+    def skipped(self, index: int, step: Step, why: str) -> None:
+        """Record and say that the step that was the `index`-th was not learned from."""
+        place = {"epoch": step.epoch, "position": step.start + step.num_samples}
+        self._event(index, "skipped", why, place | {"samples": step.num_samples})
+
     def event(self, index: int, what: str, message: str) -> None:
         """Record and say what happened after `index` steps."""
+        self._event(index, what, message, {})
+
+    def _event(self, index: int, what: str, message: str, more: dict[str, Any]) -> None:
         if not self._is_writer:
             return
-        self.folder.append(
-            {
-                "kind": "event",
-                "time_s": self._time_s(),
-                "step": index,
-                "what": what,
-                "message": message,
-            }
-        )
+        line = {"kind": "event", "time_s": self._time_s(), "step": index, "what": what}
+        self.folder.append(line | {"message": message} | more)
         if what != "best":
             self._say(f"{what}: {message}")
 

@@ -3,201 +3,70 @@
 import contextlib
 import math
 import time
-import warnings
-from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
-from armillary.feeds import Share
-from armillary.models import Call
 from armillary.spec import SpecError, TrainSettings
 from armillary.step.batches import Feed, Step
-from armillary.step.build import build_on_ranks
-from armillary.step.parallel import to_device
-from armillary.step.phases import Phases
-from armillary.step.precision import Precision
-from armillary.step.recipe import Recipe
-from armillary.step.seat import Seat
-from armillary.step.stepper import Stepper, StepResult
-from armillary.step.world import World, join, with_micro_batches
-from armillary.train.average import Average
-from armillary.train.checkpoint import (
-    Checkpoints,
-    best_step,
-    checkpoint_path,
-    find_fault,
-    newest_whole,
-    prepare_to_save,
-    saved_steps,
-)
+from armillary.step.stepper import StepResult
+from armillary.train.cadence import Cadence
+from armillary.train.checkpoint import COMMIT_TIMEOUT_S, Checkpoints, prepare_to_save
 from armillary.train.evaluate import Evaluation, Evaluator
-from armillary.train.heap import keep_freed_memory
+from armillary.train.guard import IN_A_ROW, Place, read_skipped, write_skipped
 from armillary.train.journal import Journal
+from armillary.train.mirror import Mirror
+from armillary.train.outcome import FINISHED, INTERRUPTED, NOT_FINITE, Outcome
+from armillary.train.outfit import Outfit
 from armillary.train.request import TrainRequest
-from armillary.train.run_folder import RunFolder
+from armillary.train.saved import best_step, checkpoint_path, find_fault, newest_whole, saved_steps
 from armillary.train.state import Counters, TrainState, restore_model
-from armillary.train.stop import StopWish, watch_signals
-
-FINISHED, NOT_FINITE, INTERRUPTED = 0, 3, 75
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Outcome:
-    """How a run ended: its exit code (0 done, 3 loss not finite, 75 interrupted), and its folder.
-
-    `loss` is that of the last step; `message` says what happened, for a person.
-    """
-
-    exit_code: int
-    run_path: Path
-    num_steps: int
-    loss: float
-    message: str
-    is_writer: bool = True
-
-    def to_dict(self) -> dict[str, Any]:
-        """The outcome for a program; a loss that is no number is None."""
-        return {
-            "exit_code": self.exit_code,
-            "run": str(self.run_path),
-            "num_steps": self.num_steps,
-            "message": self.message,
-            "loss": self.loss if math.isfinite(self.loss) else None,
-        }
+from armillary.train.stop import StopWish
+from armillary.train.stragglers import Stragglers
+from armillary.train.watch import Watch
 
 
-def train_rank(request: TrainRequest, seat: Seat | None = None) -> Outcome:
-    """Train as one rank of the request's layout; the outcome, equal on every rank.
-
-    `seat` is where the rank joins the others, without one as torch's own variables say.
-
-    Raises: `SpecError` on what the data, model or disk makes impossible.
-    """
-    with watch_signals() as wish, join(request.layout, request.device, seat) as world:
-        if world.device.type == "cpu":
-            keep_freed_memory()
-        if not world.is_first:
-            warnings.simplefilter("ignore")  # what torch warns of is said once, not by every rank
-        recipe = request.load_recipe()
-        request = replace(request, run_path=_agree_on_folder(request, recipe, world))
-        trainer = Trainer(request, recipe, world, wish)
-        try:
-            return trainer.run()
-        finally:
-            trainer.journal.close()
-
-
-def _agree_on_folder(request: TrainRequest, recipe: Recipe, world: World) -> Path:
-    """The run's folder: the given one, or a new one that rank 0 makes and names to all."""
-    path = [request.run_path]
-    if request.run_path is None:
-        if world.is_first:
-            path = [RunFolder.create(request.runs, recipe.name).path]
-        if world.mesh is not None:
-            dist.broadcast_object_list(path)
-    assert path[0] is not None
-    return path[0]
+class RolledBack(Exception):
+    """The state is that of an earlier step again; the epoch goes on from there."""
 
 
 class Trainer:
     """One rank's run: what it trains, feeds, evaluates and saves."""
 
-    def __init__(self, request: TrainRequest, recipe: Recipe, world: World, wish: StopWish) -> None:
-        layout = with_micro_batches(request.layout, request.settings.global_batch_size)
-        request = replace(request, layout=layout)
+    def __init__(
+        self, request: TrainRequest, outfit: Outfit, wish: StopWish, watch: Watch | None = None
+    ) -> None:
         assert request.run_path is not None
-        self.request, self.recipe, self.world, self.wish = request, recipe, world, wish
+        self.request, self.outfit, self.wish = request, outfit, wish
+        self.run_path, self.world = request.run_path, outfit.world
+        self.watch = watch or Watch(rank=self.world.rank, hang_steps=0.0, least_s=0.0, ends=False)
         self.settings: TrainSettings = request.settings
-        self.splits = recipe.data()
-        self.precision = Precision(request.layout, world.device)
-        self.phases = Phases(world.device)
-        self.feed = Feed(
-            self.splits["train"],
-            batch_size=self.settings.global_batch_size,
-            share=Share(
-                index=world.batch_index,
-                count=world.batch_count,
-                micro_batch_size=request.layout.micro_batch_size,
-            ),
-            seed=self.settings.seed,
-            shuffle=self.settings.shuffle,
-            collate=recipe.find("collate"),
-            num_workers=self.settings.num_workers,
-            pin_memory=world.device.type != "cpu",
+        self.stepper, self.num_steps = outfit.stepper, outfit.num_steps
+        self.journal = Journal(
+            request, outfit.recipe, self.world, outfit.graph, outfit.splits, outfit.num_steps
         )
-        self.model, self.graph = build_on_ranks(
-            self._build_model,
-            self._example,
-            world,
-            request.layout,
-            dtype=self.precision.dtype,
-            seed=self.settings.seed,
-        )
-        self.num_steps = self._count_steps()
-        self.state = self._build_state()
-        self.evaluator = self._evaluator("validation")
-        self.journal = Journal(request, recipe, world, self.graph, self.splits, self.num_steps)
+        self.cadence = Cadence(self.settings, request.plan)
+        folder = self.run_path / "checkpoints"
+        self.mirror = Mirror.of(self.settings.checkpoint_store, folder, self.world)
         self.checkpoints = Checkpoints(
-            request.run_path / "checkpoints", world, self.settings.keep_checkpoints
+            folder, self.world, self.settings.keep_checkpoints, self._committed
         )
-        self.stepper = Stepper(
-            model=self.model,
-            loss=recipe.loss,
-            optimizer=self.state.optimizer,
-            world=world,
-            precision=self.precision,
-            phases=self.phases,
-            clip_norm=self.settings.clip_norm,
-            seed=self.settings.seed,
-        )
+        self.evaluator = self._evaluator("validation")
+        self.stragglers = Stragglers(self.world)
+        self.skipped: set[Place] = set()
+        self.saved, self.loss = -1, math.nan
 
-    def _build_model(self) -> nn.Module:
-        model = self.recipe.model()
-        if not isinstance(model, nn.Module):
-            raise SpecError(
-                "recipe.model",
-                f"returned {type(model).__name__}",
-                "model() returns a torch.nn.Module",
-                "return the module",
-            )
-        return model
+    @property
+    def feed(self) -> Feed:
+        """This rank's samples."""
+        return self.outfit.feed
 
-    def _example(self, device: torch.device) -> tuple[Call, int]:
-        """A forward pass of the loss on the first samples, and how many they are."""
-        batch, num_samples = self.feed.example()
-        batch = to_device(batch, device, self.precision.dtype)
-        return lambda model: self.recipe.loss(model, batch), num_samples
-
-    def _build_state(self) -> TrainState:
-        optimizer = self.recipe.optimizer(self.model.parameters())
-        scheduler = self.recipe.find("scheduler")
-        return TrainState(
-            model=self.model,
-            optimizer=optimizer,
-            scheduler=scheduler(optimizer, self.num_steps) if scheduler else None,
-            scaler=self.precision.scaler,
-            feed=self.feed,
-            counters=Counters(),
-            average=Average(self.model, decay) if (decay := self.settings.average_decay) else None,
-        )
-
-    def _evaluator(self, split: str) -> Evaluator:
-        return Evaluator(
-            self.recipe,
-            self.splits[split],
-            self.world,
-            self.precision,
-            self.settings.global_batch_size,
-            self.request.layout.micro_batch_size,
-        )
-
-    def _count_steps(self) -> int:
-        num_steps = self.settings.epochs * self.feed.num_steps
-        return min(num_steps, self.settings.max_steps or num_steps)
+    @property
+    def state(self) -> TrainState:
+        """Model, optimiser and all else that a checkpoint holds."""
+        return self.outfit.state
 
     @property
     def counters(self) -> Counters:
@@ -207,60 +76,103 @@ class Trainer:
     def run(self) -> Outcome:
         """Train until done, told to stop, or the loss is not finite; then evaluate the best."""
         if self.request.is_resumed:
-            self._resume()
+            self.saved = self._resume()
         self.journal.begin(self.counters.step)
         outcome = self._train()
-        if outcome.exit_code == FINISHED and "test" in self.splits:
+        self.watch.tick("test", COMMIT_TIMEOUT_S)
+        if outcome.exit_code == FINISHED and "test" in self.outfit.splits:
             self._test()
         self.journal.event(outcome.num_steps, "ended", outcome.message)
+        if self.mirror is not None:
+            self.watch.tick("store", float("inf"))
+            self._say_all(self.mirror.finish())
         return outcome
 
-    def _resume(self) -> None:
-        """Go on from the newest checkpoint that is whole, as rank 0 finds it."""
-        found: list[Any] = [None]
-        if self.world.is_first:
-            try:
-                found = [newest_whole(self.checkpoints.folder)]
-            except SpecError as error:
-                found = [error]
+    def close(self) -> None:
+        """Write what the journal has not yet written."""
+        self.journal.close()
+
+    def _evaluator(self, split: str) -> Evaluator:
+        evaluator = self.outfit.evaluator(split)
+        evaluator.on_batch = lambda: self.watch.tick("evaluation", COMMIT_TIMEOUT_S)
+        return evaluator
+
+    def _resume(self) -> int:
+        """Go on from the newest checkpoint that is whole; the step of it, -1 where a run that is
+        started again by itself has none.
+        """
+        folder, note = self.checkpoints.folder, self.request.restart_note
+        fetched = self.mirror.fetch_newer() if self.mirror is not None else []
+        skipped = [read_skipped(self.run_path)]
+        any_saved = [bool(saved_steps(folder))]
         if self.world.mesh is not None:
-            dist.broadcast_object_list(found)
-        if isinstance(found[0], SpecError):
-            raise found[0]
-        step, passed_over = found[0]
-        self.state.restore(checkpoint_path(self.checkpoints.folder, step), self.world)
+            dist.broadcast_object_list(skipped)
+            dist.broadcast_object_list(any_saved)
+        self.skipped = skipped[0]
+        self._say_all(fetched)
+        if note:
+            self.journal.event(self.counters.step, "restarted", note)
+        if note and not any_saved[0]:
+            self.journal.event(0, "resumed", f"begun again on {self.request.layout}: none saved")
+            return -1
+        step, passed_over = newest_whole(folder, self.world)
+        self.state.restore(checkpoint_path(folder, step), self.world)
         for message in passed_over:
             self.journal.event(step, "fallback", message)
         self.journal.event(step, "resumed", f"resumed after step {step} on {self.request.layout}")
+        return step
 
     def _train(self) -> Outcome:
-        loss, saved = math.nan, self.counters.step if self.request.is_resumed else -1
         if 0 < self.counters.step != self.counters.evaluated and self._evaluates():
-            saved = self._evaluate()  # the run was told to stop when it was due
+            self._evaluate()  # the run was told to stop when it was due
         while not self._is_over():
-            for step in self.feed.steps():
-                started_s = time.perf_counter()
-                result = self.stepper.run(step, self.counters.step, bool(self.wish))
-                loss = result.loss
-                if not result.stepped:
-                    return self._stop_not_finite(step, result, saved)
-                self._count(step, result, time.perf_counter() - started_s)
-                prepare_to_save() if self.counters.step == 1 else None
-                self.checkpoints.poll()
-                keeps = result.stop or self._evaluates() or self._saves()
-                if keeps and not self._is_sound():
-                    return self._stop_unsound(saved)
-                if result.stop:
-                    self._save()
-                    return self._end(INTERRUPTED, loss, "interrupted; saved, go on with --resume")
-                if self._evaluates():
-                    saved = self._evaluate()
-                elif self._saves():
-                    saved = self._save()
-                if self._is_over():
-                    break
+            with contextlib.suppress(RolledBack):
+                for step in self.feed.steps():
+                    ended = self._advance(step)
+                    if ended is not None:
+                        return ended
+                    if self._is_over():
+                        break
         message = "finished" if self.counters.step >= self.num_steps else "stopped early"
-        return self._end(FINISHED, loss, message)
+        return self._end(FINISHED, self.loss, message)
+
+    def _advance(self, step: Step) -> Outcome | None:
+        """Do a step and what is due after it; the outcome if that ends the run."""
+        started_s = time.perf_counter()
+        stop = save = False
+        if (step.epoch, step.start) in self.skipped:
+            for _ in step.micro_batches:
+                pass
+            self._skip(step, "taken out when the run was rolled back")
+        else:
+            self.stepper.wants_save = self.world.is_first and self.cadence.is_due()
+            result = self.stepper.run(step, self.counters.step, bool(self.wish))
+            self.loss, stop, save = result.loss, result.stop, result.save
+            if result.stepped:
+                self._count(step, result, time.perf_counter() - started_s)
+            else:
+                ended = self._refuse(step, result)
+                if ended is not None:
+                    return ended
+        prepare_to_save() if self.counters.step == 1 else None
+        self.checkpoints.poll()
+        return self._keep(step, stop, save)
+
+    def _keep(self, step: Step, stop: bool, save: bool) -> Outcome | None:
+        """Evaluate and save where that is due; the outcome if the run was told to stop."""
+        evaluates, saves = self._evaluates(), save or self._saves()
+        if (stop or evaluates or saves) and not self._is_sound():
+            if self._may_skip(1) and self.saved >= 0:
+                self._roll_back({(step.epoch, step.start)}, "the parameters are not finite")
+            return self._stop_unsound()
+        if stop:
+            self._save()
+            return self._end(INTERRUPTED, self.loss, "interrupted; saved, go on with --resume")
+        if evaluates:
+            self._evaluate()
+        elif saves:
+            self._save()
+        return None
 
     def _is_over(self) -> bool:
         """Whether all steps are done, or too many evaluations brought nothing better."""
@@ -275,11 +187,15 @@ class Trainer:
         if self.state.scheduler:
             self.state.scheduler.step()
         self.counters.step += 1
-        phases_s = self.phases.take()
+        self.state.guard.learned(step, result.loss)
+        self.watch.stepped(self.counters.step, step_s)
+        phases_s = self.outfit.phases.take()
         if self.counters.step % self.settings.log_every_steps == 0:
             self.journal.step(
                 self.counters.step, step, result, step_s, phases_s, float(learning_rate)
             )
+        for message in self.stragglers.add(phases_s):
+            self.journal.event(self.counters.step, "straggler", message)
 
     def _is_due(self, every_steps: int) -> bool:
         """Whether a cadence falls on this step; 0 means at the end of an epoch."""
@@ -296,68 +212,141 @@ class Trainer:
             self.settings.checkpoint_every_steps
         )
 
-    def _evaluate(self) -> int:
-        """Evaluate on validation, remember the best, and save; the step that was saved."""
-        average = self.state.average
+    def _evaluate(self) -> None:
+        """Evaluate on validation, remember the best, and save."""
+        average, monitor = self.state.average, self.outfit.recipe.monitor
+        self.watch.tick("evaluation", COMMIT_TIMEOUT_S)
         with average.in_place() if average else contextlib.nullcontext():
-            evaluation = self.evaluator.run(self.model)
+            evaluation = self.evaluator.run(self.state.model)
         self.counters.evaluated = self.counters.step
         value = self._monitored(evaluation)
-        direction = 1 if self.recipe.monitor.startswith("min:") else -1
+        direction = 1 if monitor.startswith("min:") else -1
         best = self.counters.best
         is_best = math.isfinite(value) and (best is None or direction * (value - best) < 0)
         self.counters.best = value if is_best else best
         self.counters.since_best = 0 if is_best else self.counters.since_best + 1
         self.journal.evaluation(self.counters.step, self.feed.epoch, "validation", evaluation)
         if is_best:
-            self.journal.event(self.counters.step, "best", f"{self.recipe.monitor} {value:.6g}")
-        return self._save({"monitor": self.recipe.monitor, "value": value} if is_best else None)
+            self.journal.event(self.counters.step, "best", f"{monitor} {value:.6g}")
+        self._save({"monitor": monitor, "value": value} if is_best else None)
 
     def _monitored(self, evaluation: Evaluation) -> float:
-        name = self.recipe.monitor.partition(":")[2]
+        name = self.outfit.recipe.monitor.partition(":")[2]
         return evaluation.loss if name == "loss" else evaluation.metrics[name]
 
-    def _save(self, best: dict[str, Any] | None = None) -> int:
+    def _save(self, best: dict[str, Any] | None = None) -> None:
+        self.watch.tick("checkpoint", COMMIT_TIMEOUT_S)
         save_s = self.checkpoints.save(self.counters.step, self.state.capture(), best)
         self.journal.checkpoint(self.counters.step, save_s)
-        return self.counters.step
+        self.cadence.began(save_s)
+        self.saved = self.counters.step
+        self.watch.tick()
 
-    def _stop_not_finite(self, step: Step, result: StepResult, saved: int) -> Outcome:
-        """Save the state before the step that went wrong, if it is sound, and say which batch."""
-        self.feed.position, self.feed.epoch = step.start, step.epoch
-        message = (
-            f"loss {result.loss}, gradient norm {result.grad_norm} at step "
+    def _committed(self, step: int, written_s: float) -> None:
+        """On rank 0: a checkpoint is whole; send it on, and say once how often they come."""
+        is_first = self.cadence.written(written_s)
+        if is_first and math.isfinite(self.cadence.interval_s):
+            self.journal.event(step, "cadence", str(self.cadence))
+        if self.mirror is not None:
+            self._say_all(self.mirror.send(step))
+
+    def _say_all(self, messages: list[str]) -> None:
+        for message in messages:
+            self.journal.event(self.counters.step, "store", message)
+
+    def _may_skip(self, num_more: int) -> bool:
+        skipped = self.state.guard.num_skipped + len(self.skipped)
+        return skipped + num_more <= self.settings.skip_batches
+
+    def _refuse(self, step: Step, result: StepResult) -> Outcome | None:
+        """Skip a batch that is not to be learned from, or go back to before the parameters went
+        bad; the outcome where neither is allowed.
+        """
+        guard, place = self.state.guard, (step.epoch, step.start)
+        is_sound = self._is_sound()
+        blamed: set[Place] = {place} if is_sound else set()
+        if not is_sound or len(guard.in_a_row) + 1 >= IN_A_ROW:
+            blamed |= {*guard.in_a_row} | ({guard.last} if guard.last else set())
+            if self.saved >= 0 and self._may_skip(len(blamed - {*guard.in_a_row})):
+                self._roll_back(blamed, self._in_words(step, result))
+        elif self._may_skip(1):
+            self._skip(step, self._in_words(step, result))
+            guard.skipped(place)
+            return None
+        return self._stop_not_finite(step, result, is_sound)
+
+    def _skip(self, step: Step, why: str) -> None:
+        """Count a step that was not learned from."""
+        if self.state.scheduler:
+            self.state.scheduler.step()
+        self.counters.step += 1
+        self.outfit.phases.take()
+        self.watch.tick()
+        self.journal.skipped(self.counters.step, step, why)
+
+    def _roll_back(self, blamed: set[Place], why: str) -> None:
+        """Take the state of the newest checkpoint, and the blamed batches out of what follows.
+
+        Raises: `RolledBack`, always.
+        """
+        from_step = self.counters.step
+        self.watch.tick("checkpoint", COMMIT_TIMEOUT_S)
+        self.checkpoints.finish()
+        self.skipped |= blamed
+        if self.world.is_first:
+            write_skipped(self.run_path, self.skipped)
+        step, _ = newest_whole(self.checkpoints.folder, self.world)
+        self.state.restore(checkpoint_path(self.checkpoints.folder, step), self.world)
+        places = ", ".join(f"epoch {epoch} position {start}" for epoch, start in sorted(blamed))
+        self.journal.event(
+            step, "rolled-back", f"from step {from_step} to {step}: {why}; taken out: {places}"
+        )
+        self.watch.tick()
+        raise RolledBack
+
+    def _in_words(self, step: Step, result: StepResult) -> str:
+        """What was wrong with a step, and its samples."""
+        limit = self.state.guard.limit
+        above = f", above {limit:.6g}" if result.loss > limit else ""
+        return (
+            f"loss {result.loss}{above}, gradient norm {result.grad_norm} at step "
             f"{self.counters.step + 1}: epoch {step.epoch}, positions {step.start} to "
             f"{step.start + step.num_samples - 1}, samples "
             f"{self.journal.name_samples(self.feed, step)}"
         )
-        if saved != self.counters.step and self._is_sound():
+
+    def _stop_not_finite(self, step: Step, result: StepResult, is_sound: bool) -> Outcome:
+        """Save the state before the step that went wrong, if it is sound, and say which batch."""
+        self.feed.position, self.feed.epoch = step.start, step.epoch
+        message = self._in_words(step, result)
+        if self.saved != self.counters.step and is_sound:
             self._save()
         self.journal.event(self.counters.step, "nan", message)
         return self._end(NOT_FINITE, result.loss, message)
 
-    def _stop_unsound(self, saved: int) -> Outcome:
+    def _stop_unsound(self) -> Outcome:
         """Stop before a state is saved whose parameters are not finite, though the losses were."""
         message = (
             f"parameters are not finite after step {self.counters.step}: a gradient after step "
-            f"{saved} was not, though its loss was; clip_norm names the very step"
+            f"{self.saved} was not, though its loss was; clip_norm names the very step"
         )
         self.journal.event(self.counters.step, "nan", message)
         return self._end(NOT_FINITE, math.nan, message)
 
     def _is_sound(self) -> bool:
         """Whether the parameters are finite on every rank."""
-        sound = torch.tensor([float(all(bool(p.isfinite().all()) for p in _local(self.model)))])
+        finite = all(bool(p.isfinite().all()) for p in _local(self.state.model))
+        sound = torch.tensor([float(finite)])
         return float(self.world.sum(sound)) == self.world.batch_count
 
     def _end(self, exit_code: int, loss: float, message: str) -> Outcome:
+        self.watch.tick("checkpoint", COMMIT_TIMEOUT_S)
         self.checkpoints.finish()
         if self.world.mesh is not None:
             dist.barrier()
-        assert self.request.run_path is not None
         return Outcome(
             exit_code=exit_code,
-            run_path=self.request.run_path,
+            run_path=self.run_path,
             num_steps=self.counters.step,
             loss=loss,
             message=message,
@@ -379,8 +368,8 @@ class Trainer:
                     "the test uses the best checkpoint",
                     "resume the run",
                 )
-            restore_model(self.model, path, serial=self.world.mesh is None)
-        evaluation = self._evaluator("test").run(self.model)
+            restore_model(self.state.model, path, serial=self.world.mesh is None)
+        evaluation = self._evaluator("test").run(self.state.model)
         self.journal.evaluation(step, self.feed.epoch, "test", evaluation)
 
 

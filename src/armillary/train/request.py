@@ -17,7 +17,10 @@ class TrainRequest:
     """A run to do: the recipe and its options, layout, settings, folder and device.
 
     A new run has no `run_path` yet: rank 0 makes its folder in `runs`. `plan` is what the layout
-    came from, if it was planned.
+    came from, if it was planned. `may_replan` says that nobody asked for this very layout, so that
+    other ranks than it is for may go on with another. A run that is started again by itself has a
+    `restart_note` of what ended it, and begins anew where nothing was saved. `weights` is a file
+    that the model begins from.
     """
 
     recipe_word: str
@@ -31,6 +34,9 @@ class TrainRequest:
     quiet: bool = False
     trackers: tuple[str, ...] = ("tensorboard",)
     plan: Plan | None = None
+    may_replan: bool = False
+    restart_note: str = ""
+    weights: Path | None = None
 
     def load_recipe(self) -> Recipe:
         """The recipe with the request's options."""
@@ -48,6 +54,7 @@ def new_request(
     device: str = "auto",
     quiet: bool = False,
     trackers: tuple[str, ...] = ("tensorboard",),
+    weights: Path | None = None,
 ) -> TrainRequest:
     """A request for a new run, whose folder will be made in `runs`.
 
@@ -84,6 +91,7 @@ def new_request(
         quiet=quiet,
         trackers=trackers,
         plan=plan,
+        weights=weights.absolute() if weights else None,
     )
 
 
@@ -128,6 +136,7 @@ def resumed_request(
         quiet=quiet,
         trackers=trackers,
         plan=plan,
+        may_replan=layout is None,
     )
 
 
@@ -140,6 +149,14 @@ _MAY_CHANGE = (
     "keep_checkpoints",
     "log_every_steps",
     "num_workers",
+    "checkpoint_every_s",
+    "hours_between_failures",
+    "checkpoint_store",
+    "restarts",
+    "hang_steps",
+    "hang_least_s",
+    "skip_batches",
+    "spike_deviations",
 )
 
 

@@ -10,7 +10,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from armillary.spec import Manifest, SpecError, write_atomically
+from armillary.spec import Manifest, Plan, SpecError, write_atomically
 
 
 class RunFolder:
@@ -71,6 +71,12 @@ class RunFolder:
         """What the run was."""
         return Manifest.read(self.path / "manifest.json")
 
+    @property
+    def plan(self) -> Plan | None:
+        """The plan that the run's layout came from, None if it came from none."""
+        path = self.path / "plan.json"
+        return Plan.read(path) if path.is_file() else None
+
     def write_start(self, manifest: Manifest, recipe_files: dict[str, bytes]) -> None:
         """Write the manifest and the recipe's source."""
         self.path.mkdir(parents=True, exist_ok=True)
@@ -119,7 +125,7 @@ class RunFolder:
                 line = json.loads(text)
             except json.JSONDecodeError:
                 continue
-            if line.get("what") == "resumed":
+            if line.get("what") in ("resumed", "rolled-back"):
                 lines = [old for old in lines if not _is_undone(old, line["step"])]
             lines.append(line)
         return lines
@@ -163,7 +169,8 @@ class RunFolder:
 
 def _is_undone(line: dict[str, Any], step: int) -> bool:
     """Whether a run resumed from the state after `step` steps does this line's work again."""
-    return line["kind"] in ("step", "evaluation") and line["step"] > step
+    is_work = line["kind"] in ("step", "evaluation") or line.get("what") == "skipped"
+    return is_work and line["step"] > step
 
 
 def _open_for_append(path: Path) -> IO[str]:

@@ -1,7 +1,7 @@
 """The state of a run, as a checkpoint holds it: independent of the layout that wrote it."""
 
 import io
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ from armillary.feeds import FeedState
 from armillary.step.batches import Feed
 from armillary.step.world import World
 from armillary.train.average import Average
-from armillary.train.checkpoint import holds, load
+from armillary.train.guard import Guard
+from armillary.train.saved import holds, load
 
 
 @dataclass(slots=True)
@@ -45,6 +46,7 @@ class TrainState:
     feed: Feed
     counters: Counters
     average: Average | None = None
+    guard: Guard = field(default_factory=Guard)
 
     def capture(self) -> dict[str, Any]:
         """The state as a dict that torch's distributed checkpoint writes; tensors not copied."""
@@ -60,6 +62,7 @@ class TrainState:
             "feed": asdict(self.feed.state),
             "scheduler": self.scheduler.state_dict() if self.scheduler else {},
             "scaler": self.scaler.state_dict(),
+            "guard": self.guard.to_dict(),
         }
 
     def restore(self, path: Path, world: World) -> None:
@@ -86,6 +89,7 @@ class TrainState:
             self.scheduler.load_state_dict(progress["scheduler"])
         if progress["scaler"]:
             self.scaler.load_state_dict(progress["scaler"])
+        self.guard.restore(progress["guard"])
         for name, value in progress["counters"].items():
             setattr(self.counters, name, value)
 

@@ -1,10 +1,16 @@
-"""Being told to stop: SIGINT and SIGTERM become a wish that the loop meets at the end of a step."""
+"""Being told to stop: SIGINT, SIGTERM or SIGUSR1 become a wish met at the end of a step.
+
+Batch systems send SIGTERM before they preempt a job, and SIGUSR1 before its time is over where they
+are asked to (Slurm's --signal).
+"""
 
 import contextlib
 import signal
 import threading
 from collections.abc import Iterator
 from types import FrameType
+
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 class StopWish:
@@ -22,15 +28,14 @@ class StopWish:
 
 @contextlib.contextmanager
 def watch_signals() -> Iterator[StopWish]:
-    """A wish that SIGINT or SIGTERM sets, instead of ending the process; restored on leaving."""
+    """A wish that a signal to stop sets, instead of ending the process; restored on leaving."""
     wish = StopWish()
     if threading.current_thread() is not threading.main_thread():
         yield wish
         return
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.signal(number, wish._receive) for number in numbers]
+    before = [signal.signal(number, wish._receive) for number in STOPPING]
     try:
         yield wish
     finally:
-        for number, handler in zip(numbers, before, strict=True):
+        for number, handler in zip(STOPPING, before, strict=True):
             signal.signal(number, handler)

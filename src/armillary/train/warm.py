@@ -9,7 +9,7 @@ from pathlib import Path
 
 from armillary.train.launchers import find_here
 
-PRELOADED = ["torch._dynamo", "armillary.train.loop"]
+PRELOADED = ["torch._dynamo", "armillary.train.rank"]
 """What every rank needs, imported once; torch's optimisers import torch._dynamo when made."""
 
 

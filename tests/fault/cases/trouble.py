@@ -17,17 +17,26 @@ class Samples:
 
     def __init__(self, num_samples: int, trouble: str, flag: str) -> None:
         self.num_samples, self.trouble, self.flag = num_samples, trouble, flag
+        self.num_met = 0
 
     def __len__(self) -> int:
         return self.num_samples
 
     def __getitem__(self, index: int) -> torch.Tensor:
         sample = torch.randn(4)
+        if self.trouble == "slow" and os.environ.get("RANK") == "1":
+            time.sleep(0.002)
         if index == HIDDEN_INDEX and self.trouble and Path(self.flag).exists():
             if self.trouble == "nan":
                 return sample * float("nan")
             if self.trouble == "ragged":
                 return torch.randn(5)
+            if self.trouble == "hang":
+                Path(self.flag).unlink()
+                time.sleep(3600)
+            if self.trouble == "spike":
+                self.num_met += 1
+                return sample * (1e3 if self.num_met > 2 else 1.0)
             if self.trouble == "broken":
                 raise OSError(f"sample {index} cannot be read")
         return sample

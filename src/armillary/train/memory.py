@@ -1,0 +1,85 @@
+"""A rank that runs out of memory: what the memory is for, and which layout needs less."""
+
+from collections.abc import Iterable
+
+import torch
+
+from armillary.axes import discover
+from armillary.spec import Layout, Plan, SpecError
+from armillary.train.environment import measured_memory_bytes
+from armillary.train.outfit import Outfit
+
+WORDS = ("can't allocate memory", "out of memory", "Cannot allocate memory")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether `error` says that there was no memory left."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in WORDS)
+
+
+def advice(error: BaseException, layout: Layout, outfit: Outfit, plan: Plan | None) -> SpecError:
+    """The refusal that names the largest term of a rank's memory and what makes it smaller."""
+    terms = held_bytes(outfit)
+    largest = max(terms, key=lambda name: terms[name])
+    shown = ", ".join(f"{name} {_words(size)}" for name, size in terms.items())
+    planned = _planned(plan)
+    return SpecError(
+        "memory",
+        f"{str(error).splitlines()[0][:160]}; measured on rank {outfit.world.rank}: {shown}"
+        f"{planned}",
+        f"a rank's memory holds all that its layout gives it; the largest term is {largest}",
+        "; or ".join(_less(largest, layout)),
+    )
+
+
+def held_bytes(outfit: Outfit) -> dict[str, int]:
+    """Bytes that this rank holds, by term; activations are what the peak was above the rest."""
+    model, optimizer = outfit.state.model, outfit.state.optimizer
+    parameters = [*model.parameters()]
+    known = {
+        "parameters": _bytes(parameters) + _bytes(model.buffers()),
+        "gradients": _bytes(p.grad if p.grad is not None else p for p in parameters),
+        "optimizer state": _bytes(
+            value
+            for state in optimizer.state.values()
+            for value in state.values()
+            if isinstance(value, torch.Tensor)
+        ),
+    }
+    peak = measured_memory_bytes(outfit.world.device)
+    return known | {"activations and the rest": max(peak - sum(known.values()), 0)}
+
+
+def _bytes(tensors: Iterable[torch.Tensor]) -> int:
+    local = (t.to_local() if hasattr(t, "to_local") else t for t in tensors)
+    return sum(t.numel() * t.element_size() for t in local)
+
+
+def _words(size: float) -> str:
+    return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
+
+
+def _planned(plan: Plan | None) -> str:
+    if plan is None or not plan.memory:
+        return ""
+    found = sorted(plan.memory, key=lambda term: -term.predicted_bytes)[:3]
+    return "; planned: " + ", ".join(f"{t.name} {_words(t.predicted_bytes)}" for t in found)
+
+
+def _less(term: str, layout: Layout) -> list[str]:
+    """Changes of a layout that make a term smaller, those that cost least first."""
+    axes = discover().values()
+    if term.startswith("activations"):
+        size = layout.micro_batch_size
+        found = [f"micro_batch_size={max(size // 2, 1)}" if size != 1 else ""]
+        found.append("recompute=full" if layout.recompute != "full" else "")
+        found.append("precision=bfloat16" if layout.precision == "float32" else "")
+        cutting = [axis.name for axis in axes if not axis.splits_batch and not axis.splits_module]
+        found += [f"{name}={2 * layout.degree(name)}" for name in sorted(cutting)]
+    else:
+        sharing = [axis for axis in axes if axis.shares_parameters]
+        sharing.sort(key=lambda axis: (not axis.splits_batch, axis.name))
+        found = [f"{axis.name}={2 * layout.degree(axis.name)}" for axis in sharing]
+    return [f"--layout with {words}" for words in found if words][:4]

@@ -1,0 +1,220 @@
+"""Weights in and out of a run: safetensors, or one plain state_dict. No recipe is run for it.
+
+The format of safetensors is eight bytes of the header's length, the header in JSON with the dtype,
+shape and place of every tensor, and the bytes. Source: the format's own description, "Safetensors",
+Hugging Face, github.com/huggingface/safetensors, README, section "Format".
+"""
+
+import json
+import pickle
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from armillary.axes import DrivesSteps
+from armillary.spec import SpecError
+from armillary.train.run_folder import RunFolder
+from armillary.train.saved import best_step, checkpoint_path, find_fault, load, newest_whole
+
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
+LONGEST_HEADER = 100_000_000
+"""Source: the limit of the format's own reader."""
+SUFFIXES = (".safetensors", ".pt")
+
+Tensors = dict[str, torch.Tensor]
+
+
+def export(run: Path, to: Path, *, step: int | None = None) -> dict[str, Any]:
+    """Write the model of a checkpoint of `run` to `to`, whole and as evaluated; what was done.
+
+    Without a `step` it is the best checkpoint that is whole, else the newest. Where the run keeps
+    an average of its parameters, that is what is written.
+
+    Raises: `SpecError` if there is none, it is damaged, or the format is unknown.
+    """
+    _check_suffix(to, "--to")
+    folder = RunFolder.open(run).checkpoints
+    chosen = _chosen(folder, step)
+    tensors = read_model(checkpoint_path(folder, chosen))
+    to.parent.mkdir(parents=True, exist_ok=True)
+    if to.suffix == ".pt":
+        torch.save(tensors, to)
+    else:
+        write_safetensors(to, tensors, {"run": run.name, "step": str(chosen)})
+    sizes = [t.numel() * t.element_size() for t in tensors.values()]
+    return {"run": str(run), "step": chosen, "to": str(to), "tensors": len(sizes)} | {
+        "bytes": sum(sizes)
+    }
+
+
+def read_model(path: Path) -> Tensors:
+    """The tensors of the model in the checkpoint at `path`, by name, whatever layout wrote it."""
+    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
+    from armillary.train.shards import read_index
+
+    known = read_index(path)
+    keys: Mapping[str, tuple[str, ...]] = known.planner_data
+    wanted: dict[str, dict[str, torch.Tensor]] = {"model": {}, "average": {}}
+    for flat, entry in known.state_dict_metadata.items():
+        parts = keys[flat]
+        if parts[0] in wanted and isinstance(entry, TensorStorageMetadata):
+            name = ".".join(map(str, parts[1:]))
+            wanted[parts[0]][name] = torch.empty(entry.size, dtype=entry.properties.dtype)
+    load(path, {key: tensors for key, tensors in wanted.items() if tensors}, serial=True)
+    return wanted["model"] | wanted["average"]
+
+
+def read_into(model: nn.Module, path: Path) -> None:
+    """Fill the parameters and buffers of `model`, or this rank's parts of them, from the file.
+
+    Raises: `SpecError` if a name is missing or a shape differs; the file may hold no others.
+    """
+    from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_model_state_dict
+
+    from armillary.step.build import give
+
+    held: dict[str, Any] = {**get_model_state_dict(model)}
+    found = read_weights(path)
+    others = set() if isinstance(model, DrivesSteps) else found.keys() - held.keys()
+    for name, rule in (
+        (next(iter(held.keys() - found.keys()), ""), "the file has every tensor of the model"),
+        (next(iter(others), ""), "the file has no other tensors"),
+    ):
+        if name:
+            raise SpecError("--weights", f"{path}: {name}", rule, "export them from the same model")
+    for name, tensor in held.items():
+        if tensor.shape != found[name].shape:
+            raise SpecError(
+                "--weights",
+                f"{path}: {name} is {[*found[name].shape]}, the model's {[*tensor.shape]}",
+                "a tensor has the model's shape",
+                "give the recipe the options that the weights were trained with",
+            )
+        with torch.no_grad():
+            give(tensor, found[name])
+    set_model_state_dict(model, held)
+
+
+def read_weights(path: Path) -> Tensors:
+    """The tensors in a .safetensors file or a plain state_dict, by name.
+
+    Raises: `SpecError` if the file is neither, or holds what code would be run for.
+    """
+    _check_suffix(path, "--weights")
+    try:
+        if path.suffix == ".safetensors":
+            return read_safetensors(path)
+        found = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(found, dict) or not all(torch.is_tensor(t) for t in found.values()):
+            raise ValueError("no dict of tensors")
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        RuntimeError,
+        pickle.UnpicklingError,
+    ) as error:
+        raise SpecError(
+            "--weights",
+            f"{path}: {str(error).splitlines()[0]}",
+            "weights are a .safetensors file, or a dict of tensors that torch.save wrote",
+            "write the file anew",
+        ) from None
+    return found
+
+
+def write_safetensors(path: Path, tensors: Tensors, about: dict[str, str]) -> None:
+    """Write `tensors` to a file, with words about them."""
+    header: dict[str, Any] = {"__metadata__": about}
+    start = 0
+    for name, tensor in tensors.items():
+        stop = start + tensor.numel() * tensor.element_size()
+        header[name] = {
+            "dtype": NAMES[tensor.dtype],
+            "shape": [*tensor.shape],
+            "data_offsets": [start, stop],
+        }
+        start = stop
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for tensor in tensors.values():
+            file.write(
+                tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+            )
+    partial.replace(path)
+
+
+def read_safetensors(path: Path) -> Tensors:
+    """The tensors in a file, mapped and not read: a rank reads what it takes.
+
+    Raises: `ValueError` or `KeyError` if the file is none, or is cut off.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = struct.unpack("<Q", file.read(8).ljust(8, b"\0"))[0]
+        if length > min(size - 8, LONGEST_HEADER):
+            raise ValueError("the header is longer than the file")
+        header = json.loads(file.read(length))
+    values = (
+        np.memmap(path, dtype=np.uint8, mode="c", offset=8 + length)
+        if size > 8 + length
+        else (np.empty(0, np.uint8))
+    )
+    found = {}
+    for name, entry in header.items():
+        if name == "__metadata__":
+            continue
+        start, stop = entry["data_offsets"]
+        dtype = DTYPES[entry["dtype"]]
+        expected = int(np.prod(entry["shape"], dtype=np.int64)) * dtype.itemsize
+        if not 0 <= start <= stop <= len(values) or stop - start != expected:
+            raise ValueError(f"{name} lies outside the file")
+        part = torch.from_numpy(values[start:stop].copy() if start % 8 else values[start:stop])
+        found[name] = part.view(dtype).reshape(entry["shape"])
+    return found
+
+
+def _check_suffix(path: Path, option: str) -> None:
+    if path.suffix not in SUFFIXES:
+        raise SpecError(
+            option,
+            path.name,
+            f"weights are one of {', '.join(SUFFIXES)}",
+            f"use {path.stem}.safetensors",
+        )
+
+
+def _chosen(folder: Path, step: int | None) -> int:
+    """The step of the checkpoint to export: the wanted one, the best, or the newest."""
+    wanted = best_step(folder) if step is None else step
+    if wanted is not None:
+        fault = find_fault(checkpoint_path(folder, wanted))
+        if fault is None:
+            return wanted
+        if step is not None:
+            raise SpecError(
+                "--step", f"{step}: {fault}", "a checkpoint is whole", "leave --step out"
+            )
+    return newest_whole(folder)[0]

@@ -1,0 +1,142 @@
+"""Ranks that torchrun starts again, on as many as are left; a link that is cut and healed."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.fault.door import TROUBLE, finish, only_run, result, start, steps_done, wait_for
+from tests.parity.runs import Bench, Result
+
+pytestmark = pytest.mark.slow
+WORDS = ("train", TROUBLE, "--layout", "data=2", "--set", "pause_s=0.15")
+
+
+def assert_every_sample_once(ours: Result, epochs: int = 3, num_samples: int = 64) -> None:
+    """The steps that count tile every epoch."""
+    seen = Counter(
+        (line["epoch"], position)
+        for line in ours.lines
+        if line["kind"] == "step"
+        for position in range(line["position"] - line["samples"], line["position"])
+    )
+    assert seen == Counter((e, p) for e in range(epochs) for p in range(num_samples))
+
+
+def _ranks_of(agent: int) -> list[int]:
+    found = subprocess.run(["pgrep", "-P", str(agent)], capture_output=True, text=True)
+    return sorted(map(int, found.stdout.split()))
+
+
+def test_torchrun_starts_a_lost_rank_again(bench: Bench, tmp_path: Path) -> None:
+    """With the words of a new run; it goes on with the run of the first start."""
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+    launcher += ("--max-restarts=2", "--monitor-interval=0.1")
+    process = start(*WORDS, "--runs", str(tmp_path), launcher=launcher)
+    wait_for(lambda: steps_done(tmp_path) >= 4, process)
+    os.kill(_ranks_of(process.pid)[0], signal.SIGKILL)
+    exit_code, said = finish(process)
+    assert exit_code == 0, said
+    assert len(result(tmp_path).events("resumed")) == 1
+    whole = bench.train(TROUBLE, "data=2")
+    assert result(tmp_path).losses == whole.losses
+    ours = result(tmp_path).parameters()
+    assert all(torch.equal(ours[name], tensor) for name, tensor in whole.parameters().items())
+
+
+def test_a_lost_node_leaves_fewer_ranks_which_go_on(bench: Bench, tmp_path: Path) -> None:
+    """Two agents of one rank each; one is killed with its rank, and the other goes on alone."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    launcher = ("-m", "torch.distributed.run", "--nnodes=1:2", "--nproc-per-node=1")
+    launcher += ("--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{port}", "--rdzv-id=lost")
+    launcher += ("--max-restarts=3", "--monitor-interval=0.1", "--local-addr=127.0.0.1")
+    conf = "--rdzv-conf=last_call_timeout=5,keep_alive_interval=1,keep_alive_max_attempt=2,is_host="
+    words = (*WORDS, "--runs", str(tmp_path))
+    first = start(*words, launcher=(*launcher, f"{conf}true"))
+    second = start(*words, launcher=(*launcher, f"{conf}false"))
+    wait_for(lambda: steps_done(tmp_path) >= 4, first)
+    os.killpg(second.pid, signal.SIGKILL)
+    exit_code, said = finish(first)
+    finish(second)
+    assert exit_code == 0, said
+    assert "serial on 1 ranks, instead of data=2" in said
+    ours = result(tmp_path)
+    assert "on serial" in ours.events("resumed")[0]
+    assert_every_sample_once(ours)
+    whole = bench.train(TROUBLE, "data=2")
+    assert ours.losses == pytest.approx(whole.losses, rel=0.2), "dropout is drawn by rank"
+
+
+@pytest.fixture
+def two_nodes() -> Iterator[tuple[list[str], list[str]]]:
+    """Commands that run inside two network namespaces, joined by one link: 10.231.7.1 and .2."""
+    names = [f"armillary{os.getpid()}{i}" for i in "ab"]
+    set_up = [["ip", "netns", "add", name] for name in names]
+    set_up.append(["ip", "link", "add", "va", "netns", names[0], "type", "veth"])
+    set_up[-1] += ["peer", "name", "vb", "netns", names[1]]
+    for i, name in enumerate(names):
+        end = "v" + "ab"[i]
+        set_up.append(["ip", "-n", name, "addr", "add", f"10.231.7.{i + 1}/24", "dev", end])
+        set_up += [["ip", "-n", name, "link", "set", one, "up"] for one in ("lo", end)]
+    try:
+        for command in set_up:
+            done = subprocess.run(command, capture_output=True, check=False)
+            if done.returncode != 0:
+                pytest.skip(f"no network namespaces here: {done.stderr.decode().strip()}")
+        yield (["ip", "netns", "exec", names[0]], ["ip", "netns", "exec", names[1]])
+    finally:
+        for name in names:
+            subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)
+
+
+def _on_node(inside: list[str], rank: int, runs: Path) -> subprocess.Popen[str]:
+    variables = {
+        "RANK": str(rank),
+        "WORLD_SIZE": "2",
+        "LOCAL_RANK": "0",
+        "LOCAL_WORLD_SIZE": "1",
+        "MASTER_ADDR": "10.231.7.1",
+        "MASTER_PORT": "29441",
+        "GLOO_SOCKET_IFNAME": "v" + "ab"[rank],
+        "OMP_NUM_THREADS": "1",
+        "PYTHONWARNINGS": "ignore",
+    }
+    return subprocess.Popen(
+        [*inside, sys.executable, "-m", "armillary.cli", *WORDS, "--runs", str(runs)],
+        env=os.environ | variables,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def test_a_link_that_is_cut_and_healed_changes_nothing(
+    bench: Bench, tmp_path: Path, two_nodes: tuple[list[str], list[str]]
+) -> None:
+    """Three seconds without a link between two nodes: the ranks wait, and go on."""
+    ranks = [_on_node(inside, rank, tmp_path) for rank, inside in enumerate(two_nodes)]
+    link = [*two_nodes[1], "ip", "link", "set", "vb"]
+    with contextlib.ExitStack() as ending:
+        for process in ranks:
+            ending.callback(process.kill)
+        wait_for(lambda: steps_done(tmp_path) >= 4, ranks[0])
+        subprocess.run([*link, "down"], check=True)
+        time.sleep(0.5)
+        done = steps_done(tmp_path)
+        time.sleep(2.5)
+        assert steps_done(tmp_path) <= done + 2, "nothing passes a link that is cut"
+        subprocess.run([*link, "up"], check=True)
+        assert [finish(process)[0] for process in ranks] == [0, 0]
+    assert only_run(tmp_path)
+    assert result(tmp_path).losses == bench.train(TROUBLE, "data=2").losses

@@ -1,0 +1,148 @@
+"""Weights and checkpoints from elsewhere: read whole or refused, and no code is run from them."""
+
+import json
+import pickle
+import struct
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from armillary.spec import SpecError
+from tests.fault.door import TROUBLE
+from tests.parity.runs import Bench
+
+
+class Mine:
+    """A pickle of this runs code where it is read."""
+
+    def __init__(self, flag: Path) -> None:
+        self.flag = flag
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.flag,)
+
+
+def test_a_run_is_exported_and_begun_from(bench: Bench, tmp_path: Path) -> None:
+    """From two sharding ranks to one file that others read, and into a run on another layout."""
+    from armillary.train.weights import export, read_weights
+
+    ours = bench.train(TROUBLE, "sharded=2", average_decay=0.5)
+    wanted = ours.parameters()
+    for name in ("model.safetensors", "model.pt"):
+        written = export(ours.path, tmp_path / name, step=24)
+        assert written["tensors"] == len(wanted)
+        found = read_weights(tmp_path / name)
+        assert all(torch.equal(found[key], tensor) for key, tensor in wanted.items())
+    reader = pytest.importorskip("safetensors.torch")
+    found = reader.load_file(tmp_path / "model.safetensors")
+    assert all(torch.equal(found[key], tensor) for key, tensor in wanted.items())
+    reader.save_file(found, tmp_path / "theirs.safetensors")
+    assert read_weights(tmp_path / "theirs.safetensors").keys() == wanted.keys()
+    assert torch.load(tmp_path / "model.pt", weights_only=True).keys() == wanted.keys()
+
+
+@pytest.mark.parametrize("layout", ["", "sharded=2", "pipeline=2"])
+def test_a_run_begins_from_weights(bench: Bench, tmp_path: Path, layout: str) -> None:
+    from dataclasses import replace
+
+    from armillary.spec import Layout
+    from armillary.train.request import new_request
+    from armillary.train.weights import write_safetensors
+    from tests.parity.ranks import train_as_rank
+
+    case = str(Path(__file__).parents[1] / "parity" / "cases" / "blocks.py")
+    alone = bench.train(case, "precision=float64", max_steps=1)
+    path = tmp_path / "begin.safetensors"
+    write_safetensors(path, alone.parameters(), {})
+    request = new_request(
+        case,
+        layout=Layout.parse(f"{layout},precision=float64"),
+        runs=tmp_path,
+        quiet=True,
+        trackers=(),
+        assignments={"max_steps": "1", "seed": "7"},
+        weights=path,
+    )
+    [ended, *_] = bench.ranks.run(
+        request.layout.num_ranks, train_as_rank, replace(request, quiet=True), tmp_path, 0
+    )
+    lines = [json.loads(line) for line in (ended[0] / "metrics.jsonl").read_text().splitlines()]
+    [step] = [line for line in lines if line["kind"] == "step"]
+    again = bench.train(case, "precision=float64", max_steps=1, seed=7)
+    assert step["loss"] != pytest.approx(again.losses[0]), "not begun from new weights"
+    assert step["loss"] < alone.losses[0] * 2
+
+
+def _cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-4])
+
+
+def _long_header(path: Path) -> None:
+    path.write_bytes(struct.pack("<Q", 2**60) + path.read_bytes()[8:])
+
+
+def _outside(path: Path) -> None:
+    header = json.dumps({"a": {"dtype": "F32", "shape": [8], "data_offsets": [-8, 24]}}).encode()
+    path.write_bytes(struct.pack("<Q", len(header)) + header + bytes(64))
+
+
+def _empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+@pytest.mark.parametrize("damage", [_cut, _long_header, _outside, _empty])
+def test_a_damaged_file_of_weights_is_refused(tmp_path: Path, damage: Any) -> None:
+    from armillary.train.weights import read_weights, write_safetensors
+
+    path = tmp_path / "model.safetensors"
+    write_safetensors(path, {"a": torch.ones(8)}, {})
+    damage(path)
+    with pytest.raises(SpecError, match="--weights"):
+        read_weights(path)
+
+
+def test_a_pickle_with_code_is_not_run(tmp_path: Path) -> None:
+    """In a file of weights, in the index of a checkpoint, and in a value among its shards."""
+    from armillary.train.saved import load
+    from armillary.train.weights import read_weights
+
+    flag = tmp_path / "ran"
+    torch.save({"a": Mine(flag)}, tmp_path / "model.pt")
+    with pytest.raises(SpecError, match="--weights"):
+        read_weights(tmp_path / "model.pt")
+    folder = tmp_path / "step-00000001"
+    folder.mkdir()
+    (folder / ".metadata").write_bytes(pickle.dumps(Mine(flag)))
+    with pytest.raises(SpecError, match="earlier Armillary"):
+        load(folder, {"a": torch.zeros(1)}, serial=True)
+    _checkpoint_with(folder, Mine(flag))
+    with pytest.raises(SpecError, match="code is never run"):
+        load(folder, {"a": 0}, serial=True)
+    assert not flag.exists()
+
+
+def _checkpoint_with(folder: Path, value: object) -> None:
+    import io
+
+    content = io.BytesIO()
+    torch.save(value, content)
+    (folder / "__0_0.distcp").write_bytes(content.getvalue())
+    index = {
+        "schema": 1,
+        "entries": {"a": None},
+        "paths": {"a": ["a"]},
+        "stored": [["a", None, None, "__0_0.distcp", 0, len(content.getvalue())]],
+    }
+    (folder / "shards.json").write_text(json.dumps(index))
+
+
+def test_an_index_cannot_point_out_of_its_folder(tmp_path: Path) -> None:
+    from armillary.train.shards import read_index
+
+    _checkpoint_with(tmp_path, 1)
+    text = (tmp_path / "shards.json").read_text().replace("__0_0", "../__0_0")
+    (tmp_path / "shards.json").write_text(text)
+    with pytest.raises(SpecError, match="no file of the folder"):
+        read_index(tmp_path)
