@@ -25,7 +25,7 @@ import torch.distributed as dist
 from armillary.spec import SpecError, write_atomically
 from armillary.step.world import World
 
-COMPLETE = "complete.json"
+COMPLETE, INDEX = "complete.json", "index.json"
 COMMIT_TIMEOUT_S = 300.0
 SPACE_OF_FULL_DISK_BYTES = 2**20
 
@@ -69,7 +69,8 @@ class Checkpoints:
         Raises: `SpecError` if the checkpoint before this one could not be written.
         """
         import torch.distributed.checkpoint as dcp
-        from torch.distributed.checkpoint.filesystem import FileSystemWriter
+
+        from armillary.train.plain_storage import PlainSaving, PlainWriter
 
         start_s = time.perf_counter()
         self.finish()
@@ -81,7 +82,8 @@ class Checkpoints:
             dist.barrier(group=self._group)
         future = dcp.async_save(
             state,
-            storage_writer=FileSystemWriter(folder, thread_count=1, single_file_per_rank=True),
+            storage_writer=PlainWriter(folder, thread_count=1, single_file_per_rank=True),
+            planner=PlainSaving(),
             process_group=self._group,
             no_dist=self._group is None,
         )
@@ -139,7 +141,7 @@ class Checkpoints:
     def _commit(self, pending: _Pending) -> None:
         """Rank 0: collect the hashes, give the folder its name, and drop what is old."""
         self._pending = None
-        hashes = {".metadata": _sha256(pending.folder / ".metadata")}
+        hashes = {INDEX: _sha256(pending.folder / INDEX)}
         for rank in range(self.world.num_ranks):
             path = _hashes_path(pending.folder, rank)
             hashes |= json.loads(path.read_text(encoding="utf-8"))
@@ -214,19 +216,27 @@ def newest_whole(folder: Path) -> tuple[int, list[str]]:
 
 
 def load(path: Path, state: dict[str, Any], *, serial: bool = False) -> None:
-    """Fill the tensors and values of `state` in place from the checkpoint at `path`."""
+    """Fill the tensors and values of `state` in place from the checkpoint at `path`.
+
+    Raises: `SpecError` if it holds anything but tensors and plain values.
+    """
     import torch.distributed.checkpoint as dcp
-    from torch.distributed.checkpoint.filesystem import FileSystemReader
+    from torch.distributed.checkpoint.api import CheckpointException
+
+    from armillary.train.plain_storage import PlainLoading, PlainReader
 
     _expect_serial() if serial else None
-    dcp.load(state, storage_reader=FileSystemReader(path), no_dist=serial)
+    try:
+        dcp.load(state, storage_reader=PlainReader(path), planner=PlainLoading(), no_dist=serial)
+    except CheckpointException as error:
+        raise next((one for one in _causes(error) if isinstance(one, SpecError)), error) from None
 
 
 def holds(path: Path, key: str) -> bool:
     """Whether the checkpoint at `path` has entries under the top-level `key`."""
-    from torch.distributed.checkpoint.filesystem import FileSystemReader
+    from armillary.train.plain_storage import PlainReader
 
-    known = FileSystemReader(path).read_metadata().state_dict_metadata
+    known = PlainReader(path).read_metadata().state_dict_metadata
     return any(name.startswith(f"{key}.") for name in known)
 
 
@@ -251,7 +261,22 @@ def _make(folder: Path) -> None:
         raise _unwritable(folder, error) from error
 
 
+def _causes(error: BaseException) -> list[BaseException]:
+    """`error`, what every rank failed of, and what that came from."""
+    from torch.distributed.checkpoint.api import CheckpointException
+
+    causes = [error]
+    for cause in causes:
+        if isinstance(cause, CheckpointException):
+            causes += [failure for failure, _ in cause.failures.values()]
+        causes += [linked for linked in (cause.__cause__, cause.__context__) if linked]
+    return causes
+
+
 def _unwritable(folder: Path, error: BaseException) -> SpecError:
+    for cause in _causes(error):
+        if isinstance(cause, SpecError):
+            return cause
     return SpecError(
         "checkpoints",
         f"{folder.parent} cannot be written: {_reason(folder.parent, error)}",
@@ -265,13 +290,7 @@ def _reason(folder: Path, error: BaseException) -> str:
 
     torch's writer of files answers a full disk with a sentence about positions.
     """
-    from torch.distributed.checkpoint.api import CheckpointException
-
-    causes = [error]
-    for cause in causes:
-        if isinstance(cause, CheckpointException):
-            causes += [failure for failure, _ in cause.failures.values()]
-        causes += [linked for linked in (cause.__cause__, cause.__context__) if linked]
+    causes = _causes(error)
     for cause in causes:
         if isinstance(cause, OSError):
             return cause.strerror or str(cause)
