@@ -9,6 +9,7 @@ import numpy as np
 
 from armillary.feeds import SampleOrder
 from armillary.spec import Manifest, ModelGraph
+from armillary.spec.secrets import withheld
 from armillary.step.batches import Feed, Step, fingerprint
 from armillary.step.recipe import Recipe
 from armillary.step.stepper import StepResult
@@ -159,6 +160,7 @@ class Journal:
         """Record and say what happened after `index` steps."""
         if not self._is_writer:
             return
+        message = withheld(message)
         self.folder.append(
             {
                 "kind": "event",

@@ -1,27 +1,28 @@
 """Where ranks come from: a launcher's, if one started this process, or ranks of our own."""
 
+import json
 import logging
 import os
-import pickle
 import signal
 import tempfile
 import threading
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
 import torch
 
-from armillary.spec import SpecError
+from armillary.spec import SpecError, write_atomically
 from armillary.step.recipe import load_recipe
 from armillary.train.admission import admit_before_ranks
 from armillary.train.checkpoint import saved_steps
 from armillary.train.failure import first_error, leave_error
 from armillary.train.launchers import Place, find_here, job_hosts
+from armillary.train.launchers.address import LOCAL_ADDRESS
 from armillary.train.launchers.none import refuse_idle_nodes
 from armillary.train.loop import INTERRUPTED, Outcome, train_rank
 from armillary.train.rendezvous import seat_of
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from torch.distributed.launcher.api import LaunchConfig
 
 SHUTDOWN_TIMEOUT_S = 60
-OUTCOME, TOLD = "outcome.pickle", "told-to-stop"
+OUTCOME, TOLD = "outcome", "told-to-stop"
 
 
 def train(request: TrainRequest) -> Outcome:
@@ -120,14 +121,15 @@ def _launch_config(num_ranks: int, folder: Path) -> "LaunchConfig":
     from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs
     from torch.distributed.launcher.api import LaunchConfig
 
+    from armillary.train.own_store import register
+
     return LaunchConfig(
         min_nodes=1,
         max_nodes=1,
         nproc_per_node=num_ranks,
         run_id=uuid.uuid4().hex,
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
-        local_addr="localhost",
+        rdzv_backend=register(),
+        local_addr=LOCAL_ADDRESS,
         max_restarts=0,
         start_method="forkserver",
         logs_specs=DefaultLogsSpecs(log_dir=str(folder / "logs")),
@@ -155,15 +157,22 @@ def run_rank(request: TrainRequest, errors: str) -> Outcome:
         raise
     if outcome.exit_code == INTERRUPTED:
         if outcome.is_writer:
-            (Path(errors) / OUTCOME).write_bytes(pickle.dumps(outcome))
+            _leave_outcome(Path(errors), outcome)
         raise SystemExit(INTERRUPTED)
     return outcome
 
 
+def _leave_outcome(folder: Path, outcome: Outcome) -> None:
+    values = asdict(outcome) | {"run_path": str(outcome.run_path)}
+    write_atomically(folder / OUTCOME, json.dumps(values))
+
+
 def _left_outcome(folder: Path) -> Outcome | None:
     path = folder / OUTCOME
-    outcome: Outcome | None = pickle.loads(path.read_bytes()) if path.is_file() else None
-    return outcome
+    if not path.is_file():
+        return None
+    values = json.loads(path.read_text(encoding="utf-8"))
+    return Outcome(**values | {"run_path": Path(values["run_path"])})
 
 
 def _silence_launcher() -> None:

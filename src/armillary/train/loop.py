@@ -14,7 +14,7 @@ from torch import nn
 
 from armillary.feeds import Share
 from armillary.models import Call
-from armillary.spec import SpecError, TrainSettings
+from armillary.spec import SpecError, TrainSettings, closed_to_others
 from armillary.step.batches import Feed, Step
 from armillary.step.build import build_on_ranks
 from armillary.step.parallel import to_device
@@ -77,7 +77,11 @@ def train_rank(request: TrainRequest, seat: Seat | None = None) -> Outcome:
 
     Raises: `SpecError` on what the data, model or disk makes impossible.
     """
-    with watch_signals() as wish, join(request.layout, request.device, seat) as world:
+    with (
+        closed_to_others(),
+        watch_signals() as wish,
+        join(request.layout, request.device, seat) as world,
+    ):
         if world.device.type == "cpu":
             keep_freed_memory()
         if not world.is_first:
