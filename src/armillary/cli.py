@@ -12,6 +12,7 @@ from armillary.plan.command import plan as plan_word
 from armillary.spec import Layout, Plan, SpecError, closed_to_others, read_plan
 from armillary.spec.secrets import withheld
 from armillary.spec.words import parse_assignments
+from armillary.train.doctor.words import doctor as doctor_word
 from armillary.train.submit import words as job_words
 
 BAD_INPUT, CRASHED, NOT_EQUAL = 2, 1, 4
@@ -225,6 +226,7 @@ def verify(
 
 
 app.command(name="plan")(plan_word)
+app.command(name="doctor")(doctor_word)
 app.command(name="submit")(job_words.submit)
 app.command(name="status")(job_words.status)
 app.command(name="logs")(job_words.logs)
