@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import stat
 from pathlib import Path
 
@@ -74,6 +75,7 @@ KEY = "{key}"
 def data(url: str = "", store_password: str = "", trouble: str = "", flag: str = "",
          pause_s: float = 0.0):
     key = os.environ["STORE_SECRET_KEY"]
+    os.environ["TEST_PAUSE_S"] = "0"
     if trouble == "store":
         raise RuntimeError(f"the store refused {{key}}")
     return {{"train": Samples(64, "", flag), "validation": Samples(8, "", "")}}
@@ -117,8 +119,6 @@ def test_a_secret_is_in_no_file_and_on_no_line(
 def test_a_run_folder_is_closed_to_others(tmp_path: Path) -> None:
     with closed_to_others():
         (tmp_path / "inside").touch()
-    import os
-
     before = os.umask(0)
     try:
         run = RunFolder.create(tmp_path / "runs", "case").path

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch.distributed as dist
 
+from armillary.axes import discover
 from armillary.core.medians import Median, median_of
 from armillary.machines import load
 from armillary.spec import Layout, SpecError
@@ -97,7 +98,8 @@ def examine_allocation(wish: Wish) -> Examination | None:
         )
     if wish.machine:
         load(wish.machine)
-    layout = Layout(degrees={"data": place.world_size})
+    any_axis = next(name for name, axis in discover().items() if axis.splits_batch)
+    layout = Layout(degrees={any_axis: place.world_size})
     with (
         loopback() if place.is_on_one_node else nullcontext(),
         note_transport() as transport,
@@ -207,10 +209,25 @@ def _judged(
         store.folder_check(wish.runs, {one.facts.node: one.folder for one in firsts}),
         store.store_check(wish.store, {one.facts.node: one.knock for one in firsts}),
     ]
+    return Examination(
+        launcher=place.launcher,
+        num_ranks=count,
+        num_nodes=len(nodes),
+        device=world.device.type,
+        backend=str(dist.get_backend_config()),
+        checks=tuple(checks),
+        timings=_timings(measured, sizes, bus),
+    )
+
+
+def _timings(
+    measured: Sequence[_Measured], sizes: timing.Sizes, bus: Median
+) -> dict[str, tuple[str, Median]]:
+    """Medians over all ranks by name, each with its unit."""
     small = median_of(_slowest([one.small_s for one in measured]))
     rate = median_of([s for one in measured for s in one.matmul_s])
     clock_hz = median_of([one.facts.clock_hz for one in measured if one.facts.clock_hz])
-    timings = {
+    return {
         "matrix product": ("flop/s", rate.inverse(2 * sizes.matmul_rows**3)),
         "copy in memory": (
             "bytes/s",
@@ -226,15 +243,6 @@ def _judged(
             ),
         ),
     }
-    return Examination(
-        launcher=place.launcher,
-        num_ranks=count,
-        num_nodes=len(nodes),
-        device=world.device.type,
-        backend=str(dist.get_backend_config()),
-        checks=tuple(checks),
-        timings=timings,
-    )
 
 
 def _interface(place: Place, facts: Facts) -> str:
