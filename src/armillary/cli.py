@@ -2,6 +2,7 @@
 
 import json
 import sys
+import traceback
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -9,8 +10,10 @@ import typer
 
 from armillary.plan.command import plan as plan_word
 from armillary.rehearse.command import rehearse as rehearse_word
-from armillary.spec import Layout, Plan, SpecError, read_plan
+from armillary.spec import Layout, Plan, SpecError, closed_to_others, read_plan
+from armillary.spec.secrets import withheld
 from armillary.spec.words import parse_assignments
+from armillary.train.doctor.words import doctor as doctor_word
 from armillary.train.submit import words as job_words
 from armillary.train.words import export as export_word
 
@@ -231,6 +234,7 @@ def verify(
 app.command(name="plan")(plan_word)
 app.command(name="rehearse")(rehearse_word)
 app.command(name="export")(export_word)
+app.command(name="doctor")(doctor_word)
 app.command(name="submit")(job_words.submit)
 app.command(name="status")(job_words.status)
 app.command(name="logs")(job_words.logs)
@@ -335,39 +339,6 @@ def machines(
             telling.print_machine(found)
 
 
-@app.command()
-def doctor(as_json: Json = False) -> None:
-    """Say what this machine offers to a run, what is missing, and how to get it."""
-    from rich.console import Console
-    from rich.table import Table
-
-    from armillary.train.doctor import examine
-
-    found = examine()
-    if as_json:
-        _print_json(found)
-        return
-    table = Table(box=None, show_header=False)
-    for topic, value in found.items():
-        if topic != "missing":
-            table.add_row(f"[bold]{topic.replace('_', ' ')}", _in_words(value))
-    for entry in found["missing"]:
-        table.add_row("[yellow]missing", f"{entry['name']}: for {entry['for']}; {entry['get']}")
-    Console().print(table)
-
-
-def _in_words(value: Any) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{name} {_in_words(entry)}" for name, entry in value.items())
-    if isinstance(value, list):
-        return ", ".join(map(str, value)) or "none"
-    return (
-        {True: "yes", False: "no", None: "none"}.get(value, str(value))
-        if (value is None or isinstance(value, bool))
-        else str(value)
-    )
-
-
 def _print_json(values: Any) -> None:
     print(json.dumps(values, indent=2, default=str))
 
@@ -375,9 +346,9 @@ def _print_json(values: Any) -> None:
 def _fail(error: Exception, exit_code: int) -> NoReturn:
     """Say what went wrong, as text or, where a program asked for it, as JSON."""
     if "--json" in sys.argv and isinstance(error, SpecError):
-        _print_json({"error": error.to_dict()})
+        _print_json({"error": {k: withheld(v) for k, v in error.to_dict().items()}})
     else:
-        print(error, file=sys.stderr)
+        print(withheld(str(error)), file=sys.stderr)
     raise SystemExit(exit_code)
 
 
@@ -386,15 +357,24 @@ def main() -> None:
     4 a layout is not equal to the serial program, 75 interrupted and saved.
     """
     try:
-        app()
+        with closed_to_others():
+            app()
     except SpecError as error:
         _fail(error, BAD_INPUT)
     except RuntimeError as error:
         if type(error).__name__ == "ToldElsewhere":
             raise SystemExit(CRASHED) from None
         if type(error).__name__ != "RankError":
-            raise
+            _crash()
         _fail(error, CRASHED)
+    except Exception:
+        _crash()
+
+
+def _crash() -> NoReturn:
+    """Show the traceback as Python would, but for keys and passwords in it."""
+    print(withheld(traceback.format_exc()), end="", file=sys.stderr)
+    raise SystemExit(CRASHED)
 
 
 if __name__ == "__main__":

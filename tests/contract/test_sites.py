@@ -99,7 +99,11 @@ def test_the_experts_lines_are_there() -> None:
     assert "map_cpu:49,57,17,25,1,9,33,41" in _run(lumi)
     assert "CUDA_VISIBLE_DEVICES=$((3 - PALS_LOCAL_RANKID))" in script_of(words("polaris"))
     assert "--signal=B:USR1@300" in frontier
-    assert "#SBATCH --qos=regular" in script_of(words("perlmutter"))
+    perlmutter, leonardo = script_of(words("perlmutter")), script_of(words("leonardo"))
+    assert "#SBATCH --qos=regular" in perlmutter and "#SBATCH --constraint=gpu" in perlmutter
+    assert "#SBATCH --partition=boost_usr_prod" in leonardo
+    assert "#SBATCH --qos=normal" in leonardo
+    assert "#SBATCH --partition=booster" in script_of(words("jupiter"))
 
 
 def _run(text: str) -> str:

@@ -332,6 +332,18 @@ def test_text_of_the_run_is_shown_and_never_obeyed(tmp_path: Path) -> None:
     assert all("<" not in trace.get("name", "") for c in page.charts for trace in c["data"])
 
 
+def test_a_recipe_may_have_any_name(tmp_path: Path) -> None:
+    """A file's name has no slash, and needs none to do harm in a page that obeys it."""
+    evil = "<img src=x onerror=alert(1)>"
+    run = make_run(
+        tmp_path / f"{evil}-20260101-000000",
+        [step_line(1)],
+        manifest=MANIFEST | {"recipe": f"{evil}.py", "hardware": {"invocation": evil}},
+    )
+    page = read(run)
+    assert "img" not in page.tags and page.words.count(evil) >= 3
+
+
 def test_a_long_run_makes_a_small_page(tmp_path: Path) -> None:
     run = tmp_path / "run"
     run.mkdir()

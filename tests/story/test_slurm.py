@@ -6,6 +6,7 @@ Two nodes on this host (`slurm_cluster.py`); the site's file is made for the tes
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import tempfile
@@ -108,6 +109,26 @@ def test_a_job_is_submitted_interrupted_and_goes_on(
     status = armillary("status", str(folder), folder=tmp_path, variables=slurm)
     assert status["state"] == "done (exit code 0)" and status["run"]["step"] == 24
     assert len(losses(folder / "runs")) == 24
+
+
+def test_an_allocation_is_examined(slurm: dict[str, str], tmp_path: Path) -> None:
+    """Two nodes of one rank each, which no name server knows."""
+    command = ["srun", "--quiet", "-N2", "--ntasks-per-node=1", sys.executable, "-m"]
+    words = ["armillary.cli", "doctor", "--launcher", "--json", "--machine", "alps"]
+    done = run([*command, *words], tmp_path, slurm | {"MASTER_ADDR": "127.0.0.1"})
+    found = json.loads(done.stdout)
+    checks = {check["name"]: check for check in found["checks"]}
+    assert (found["launcher"], found["num_ranks"], found["num_nodes"]) == ("slurm", 2, 2)
+    assert checks["local ranks"]["found"] == "unique on every node; nodes: 2 of 1 rank"
+    assert "n1 does not know n1, n2" in checks["names"]["found"]
+    assert checks["clocks"]["state"] == "good" and "apart" in checks["clocks"]["found"]
+    assert checks["folder runs"]["found"].startswith("seen by 2 nodes")
+    fabric = checks["fabric: all_reduce of all ranks"]
+    assert fabric["state"] == "wrong" and "would give" in fabric["found"], "it is loopback"
+    assert done.returncode != 0 and not found["is_well"]
+    sent = found["timings"]["send of 4 MiB"]
+    assert sent["low"] <= sent["value"] <= sent["high"] and sent["num_samples"] == 60
+    assert list((tmp_path / "runs").iterdir()) == [], "what it wrote is gone"
 
 
 def test_what_sbatch_refuses_is_told(slurm: dict[str, str], tmp_path: Path, site: str) -> None:

@@ -69,7 +69,7 @@ def sent_by(
     global_batch_size: int,
     reads: dict[str, set[str]],
 ) -> Iterator[Sent]:
-    """What `axis` sends in a step as the program does; `graph` is folded, `reads` as of `Learnt`."""
+    """What `axis` sends in a step as the program does; `graph` is folded, `reads` of `Learnt`."""
     told = _between_stages(software, grid) if axis.splits_module else grid
     is_left_out = software.deals == "with ends" and axis.splits_module
     rounds = grid.along("schedule", [float(stages_per_rank(s, n)) for s, n in grid.schedules])

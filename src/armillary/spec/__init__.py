@@ -5,7 +5,7 @@ What only a plan needs is imported on its first use: a training run does not wai
 
 from typing import TYPE_CHECKING, Any
 
-from armillary.spec.document import Document, nearest, write_atomically
+from armillary.spec.document import Document, closed_to_others, nearest, write_atomically
 from armillary.spec.error import SpecError
 from armillary.spec.layout import Layout
 from armillary.spec.manifest import Manifest
@@ -89,6 +89,7 @@ __all__ = [
     "TrainSettings",
     "WhyNot",
     "Workload",
+    "closed_to_others",
     "nearest",
     "read_layout",
     "read_plan",

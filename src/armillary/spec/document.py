@@ -1,11 +1,13 @@
 """Documents: what rooms hand each other. Frozen, keyword-only, read from and written to JSON."""
 
+import contextlib
 import difflib
 import json
 import os
+import stat
 import time
 import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from functools import cache
 from pathlib import Path
@@ -32,6 +34,20 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def closed_to_others() -> Iterator[None]:
+    """Whatever is made while it lasts cannot be written by everybody, even if the umask admits it.
+
+    The umask is the whole process's; what it withholds besides stays withheld.
+    """
+    before = os.umask(stat.S_IWOTH)
+    os.umask(before | stat.S_IWOTH)
+    try:
+        yield
+    finally:
+        os.umask(before)
 
 
 class Document:

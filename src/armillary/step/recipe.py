@@ -94,17 +94,34 @@ class Recipe:
     @property
     def files(self) -> dict[str, bytes]:
         """The recipe's source by file name: one file, or the Python files of a package."""
-        if self.source.name != "__init__.py":
-            return {self.source.name: self.source.read_bytes()}
-        return {path.name: path.read_bytes() for path in sorted(self.source.parent.glob("*.py"))}
+        return _files(self.source)
 
     @property
     def sha256(self) -> str:
         """One hash of the recipe's source."""
-        digest = hashlib.sha256()
-        for name, content in self.files.items():
-            digest.update(name.encode() + b"\0" + content)
-        return digest.hexdigest()
+        return _sha256(self.files)
+
+
+def source_sha256(word: str) -> str | None:
+    """The hash that the recipe named `word` would have, None if there is none; nothing is run."""
+    path = _path(word)
+    if path is None:
+        spec = importlib.util.find_spec(f"{BUILT_IN}.{word}") if word.isidentifier() else None
+        path = Path(spec.origin) if spec is not None and spec.origin else None
+    return _sha256(_files(path)) if path is not None and path.is_file() else None
+
+
+def _files(source: Path) -> dict[str, bytes]:
+    if source.name != "__init__.py":
+        return {source.name: source.read_bytes()}
+    return {path.name: path.read_bytes() for path in sorted(source.parent.glob("*.py"))}
+
+
+def _sha256(files: Mapping[str, bytes]) -> str:
+    digest = hashlib.sha256()
+    for name, content in files.items():
+        digest.update(name.encode() + b"\0" + content)
+    return digest.hexdigest()
 
 
 def data_option(recipe: Recipe, options: Mapping[str, Any], data: Path | None) -> dict[str, str]:
@@ -181,11 +198,8 @@ def _import(word: str) -> tuple[Path, ModuleType]:
             "training needs a recipe, or --resume and a run",
             "name a Python file, or one of `armillary recipes`",
         )
-    path = Path(word)
-    if path.is_dir() and (len(path.parts) > 1 or word not in built_in_recipes()):
-        path = path / "__init__.py"
-    looks_like_path = path.suffix == ".py" or len(path.parts) > 1
-    if not looks_like_path:
+    path = _path(word)
+    if path is None:
         return _import_built_in(word)
     if not path.is_file():
         raise SpecError(
@@ -223,6 +237,14 @@ def _import(word: str) -> tuple[Path, ModuleType]:
             f"install it, for example `pip install {error.name or 'the package'}`",
         ) from None
     return source, module
+
+
+def _path(word: str) -> Path | None:
+    """The file that `word` is the path of, None if it is a name."""
+    path = Path(word)
+    if path.is_dir() and (len(path.parts) > 1 or word not in built_in_recipes()):
+        path = path / "__init__.py"
+    return path if path.suffix == ".py" or len(path.parts) > 1 else None
 
 
 def _import_built_in(word: str) -> tuple[Path, ModuleType]:

@@ -13,6 +13,7 @@ import torch.distributed as dist
 
 from armillary.axes import discover
 from armillary.spec import Layout, SpecError
+from armillary.step.meeting import own_store
 from armillary.step.seat import Seat
 
 if TYPE_CHECKING:
@@ -106,6 +107,7 @@ def join(layout: Layout, device_name: str = "auto", seat: Seat | None = None) ->
     if layout.num_ranks == 1:
         yield meet(layout, device)
         return
+    serving = own_store(os.environ) if seat.meeting is None else None
     dist.init_process_group(
         _backends(device),
         init_method=seat.meeting,
@@ -117,6 +119,7 @@ def join(layout: Layout, device_name: str = "auto", seat: Seat | None = None) ->
         yield meet(layout, device)
     finally:
         dist.destroy_process_group()
+        del serving  # the store lasts as long as the group
 
 
 def _backends(device: torch.device) -> str:

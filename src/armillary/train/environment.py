@@ -5,10 +5,21 @@ import platform
 import resource
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from armillary.spec.secrets import withheld
+
+KEPT = (
+    "CCL_", "CUDA_VISIBLE_", "CXI_", "FI_", "GLOO_", "GPU_", "HIP_VISIBLE_", "HSA_", "I_MPI_",
+    "KMP_", "MIOPEN_", "MKL_", "MPICH_", "NCCL_", "NUMEXPR_", "OFI_", "OMP_", "ONEAPI_DEVICE_",
+    "PYTORCH_", "RCCL_", "ROCR_VISIBLE_", "SYCL_", "TORCHINDUCTOR_", "TORCH_", "UCX_", "UR_",
+    "XLA_FLAGS", "ZE_",
+)  # fmt: skip
+"""Variables that a run's record keeps begin so; no other is looked at."""
 
 
 def git_state(folder: Path) -> dict[str, Any]:
@@ -47,10 +58,17 @@ def hardware(device: torch.device, num_ranks: int) -> dict[str, Any]:
         "num_cores": os.cpu_count() or 1,
         "threads_per_rank": torch.get_num_threads(),
         "memory_bytes": _memory_bytes(),
-        "invocation": " ".join(
-            Path(word).name if i == 0 else word for i, word in enumerate(sys.argv)
+        "invocation": withheld(
+            " ".join(Path(word).name if i == 0 else word for i, word in enumerate(sys.argv))
         ),
+        "variables": variables(os.environ),
     }
+
+
+def variables(environment: Mapping[str, str]) -> dict[str, str]:
+    """The variables that change how ranks compute and send, none of which holds a secret."""
+    found = {name: text for name, text in environment.items() if name.startswith(KEPT)}
+    return {name: withheld(text) for name, text in sorted(found.items()) if "KEY" not in name}
 
 
 def measured_memory_bytes(device: torch.device) -> int:

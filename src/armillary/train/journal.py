@@ -9,6 +9,7 @@ import numpy as np
 
 from armillary.feeds import SampleOrder
 from armillary.spec import Manifest, ModelGraph
+from armillary.spec.secrets import withheld
 from armillary.step.batches import Feed, Step, fingerprint
 from armillary.step.recipe import Recipe
 from armillary.step.stepper import StepResult
@@ -168,6 +169,7 @@ class Journal:
     def _event(self, index: int, what: str, message: str, more: dict[str, Any]) -> None:
         if not self._is_writer:
             return
+        message = withheld(message)
         line = {"kind": "event", "time_s": self._time_s(), "step": index, "what": what}
         self.folder.append(line | {"message": message} | more)
         if what != "best":

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from armillary.train.failure import RankError, first_error, leave_error
+from armillary.train.launchers.address import LOCAL_ADDRESS
 from armillary.train.outcome import INTERRUPTED, Outcome
 from armillary.train.rank import train_rank
 from armillary.train.request import TrainRequest
@@ -112,14 +113,15 @@ def _launch_config(num_ranks: int, folder: Path) -> "LaunchConfig":
     from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs
     from torch.distributed.launcher.api import LaunchConfig
 
+    from armillary.train.own_store import register
+
     return LaunchConfig(
         min_nodes=1,
         max_nodes=1,
         nproc_per_node=num_ranks,
         run_id=uuid.uuid4().hex,
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
-        local_addr="localhost",
+        rdzv_backend=register(),
+        local_addr=LOCAL_ADDRESS,
         max_restarts=0,
         start_method="forkserver",
         logs_specs=DefaultLogsSpecs(log_dir=str(folder / "logs")),

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 
+from armillary.spec import closed_to_others
 from armillary.step.recipe import Recipe
 from armillary.step.seat import Seat
 from armillary.step.world import World, join, with_micro_batches
@@ -46,6 +47,7 @@ def train_rank(
         ends=request.layout.num_ranks > 1,
     )
     with (
+        closed_to_others(),
         watch_signals() as wish,
         watch.watching(has_agent=has_agent),
         join(request.layout, request.device, seat) as world,

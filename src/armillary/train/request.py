@@ -1,5 +1,6 @@
 """What a person asked to train, checked before any rank starts."""
 
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -7,7 +8,8 @@ from typing import Any
 
 from armillary.axes import admit
 from armillary.spec import Layout, Manifest, Plan, SpecError, TrainSettings
-from armillary.step.recipe import Recipe, data_option, load_recipe
+from armillary.spec.secrets import holds_key, holds_secret, is_secret_name
+from armillary.step.recipe import Recipe, data_option, load_recipe, source_sha256
 from armillary.train.run_folder import RunFolder
 from armillary.train.trackers import check_trackers
 
@@ -81,6 +83,7 @@ def new_request(
             "give data() a parameter `path`, or leave --data out",
         )
     recipe = load_recipe(recipe_word, options | found)
+    refuse_secrets(recipe)
     return TrainRequest(
         recipe_word=recipe.word,
         options=recipe.options,
@@ -140,6 +143,32 @@ def resumed_request(
     )
 
 
+def refuse_secrets(recipe: Recipe) -> None:
+    """Refuse keys and passwords where a run would write them down: in options and in the recipe.
+
+    Raises: `SpecError` that names the place, and not the secret.
+    """
+    for name, value in recipe.options.items():
+        if not isinstance(value, str | Path) or not str(value):
+            continue
+        if is_secret_name(name) or holds_secret(str(value)):
+            raise SpecError(
+                f"{recipe.name}.{name}",
+                "a key or a password",
+                "options are written into the manifest, the report and trackers, and stand in the "
+                "list of processes (spec/secrets.py)",
+                "export it as a variable, and read os.environ in the recipe",
+            )
+    for name, content in recipe.files.items():
+        if holds_key(content.decode("utf-8", errors="replace")):
+            raise SpecError(
+                f"{recipe.name}: {name}",
+                "a key stands in the source",
+                "a run keeps a copy of its recipe (spec/secrets.py)",
+                "read os.environ instead, and make the key invalid if the file was shared",
+            )
+
+
 _MAY_CHANGE = (
     "epochs",
     "max_steps",
@@ -168,12 +197,23 @@ def _settings(recipe: Recipe, words: Mapping[str, str]) -> TrainSettings:
 def _unchanged_recipe(run: Path, manifest: Manifest) -> str:
     """Where the run's recipe is to be loaded from: its own place, or the copy that the run keeps.
 
-    The copy is taken if the recipe is gone or has changed since the run began.
+    The copy is taken if the recipe is gone or has changed since the run began, which is found
+    without running either.
+
+    Raises: `SpecError` if everybody could have written the copy.
     """
+    if source_sha256(manifest.recipe) == manifest.recipe_sha256:
+        return manifest.recipe
     kept = [p for p in (run / "recipe.py", run / "recipe" / "__init__.py") if p.is_file()]
-    try:
-        if not kept or load_recipe(manifest.recipe).sha256 == manifest.recipe_sha256:
-            return manifest.recipe
-    except SpecError:
-        pass
+    if not kept:
+        return manifest.recipe
+    for path in (run, kept[0].parent, kept[0]):
+        if path.stat().st_mode & stat.S_IWOTH:
+            raise SpecError(
+                "run",
+                f"{path} can be written by everybody",
+                "the recipe that a run keeps is code, and is run where only its owner and group "
+                "can have written it (train/request.py)",
+                f"look at {kept[0]}, then chmod -R o-w {run}",
+            )
     return str(kept[0])

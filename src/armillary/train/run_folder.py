@@ -10,7 +10,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from armillary.spec import Manifest, Plan, SpecError, write_atomically
+from armillary.spec import Manifest, Plan, SpecError, closed_to_others, write_atomically
 
 
 class RunFolder:
@@ -43,7 +43,8 @@ class RunFolder:
         for suffix in ("", *(f"-{i}" for i in range(2, 100))):
             path = parent / f"{name}-{stamp}{suffix}"
             try:
-                path.mkdir(parents=True)
+                with closed_to_others():
+                    path.mkdir(parents=True)
             except FileExistsError:
                 continue
             except OSError as error:
@@ -152,7 +153,7 @@ class RunFolder:
         path = self.path / "predictions" / f"{name}.npz"
         if not path.is_file():
             return None
-        with np.load(path) as file:
+        with np.load(path, allow_pickle=False) as file:
             columns = dict(file.items())
         for lengths in [column for column in columns if column.endswith(".lengths")]:
             bounds = np.cumsum(columns.pop(lengths))[:-1]

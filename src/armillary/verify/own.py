@@ -1,5 +1,6 @@
 """A scientist's own parallel code against their serial code."""
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pickle import PicklingError
@@ -13,6 +14,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from armillary.spec import Layout, SpecError
+from armillary.step.meeting import own_store
 from armillary.verify.compare import TOLERANCE, Difference, compare
 from armillary.verify.program import Trace
 from armillary.verify.ranks import Ranks, RanksFailed
@@ -100,9 +102,8 @@ GONE = ("closed by peer", "reset by peer", "the process is gone", "no answer in"
 
 
 def _trace(function: Callable[[], Returned]) -> Trace:
-    import os
-
     is_parallel = "RANK" in os.environ
+    serving = own_store(os.environ)
     if is_parallel:
         dist.init_process_group("gloo")
     try:
@@ -110,6 +111,7 @@ def _trace(function: Callable[[], Returned]) -> Trace:
     finally:
         if is_parallel:
             dist.destroy_process_group()
+        del serving
 
 
 def _noted(returned: Returned) -> Trace:
