@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 
 from armillary.spec import Layout
 from armillary.step.recipe import load_recipe
+from armillary.verify import ranks as ranks_room
 from armillary.verify.check import EQUAL, FAILED, Checker
 from armillary.verify.prepare import Prepared, prepare
 from armillary.verify.program import Program, Trace, run
@@ -66,3 +68,26 @@ def test_a_rank_that_fails_fails_its_layout_alone(
     assert failed.state == FAILED and failed.reason == said
     assert failed.suspects == ("data",)
     assert next_one.state == EQUAL, next_one.reason
+
+
+def meet() -> int:
+    """Join the other ranks; how many there are."""
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo")
+    try:
+        return dist.get_world_size()
+    finally:
+        dist.destroy_process_group()
+
+
+def test_ranks_meet_on_another_port_if_theirs_is_taken(
+    ranks: Ranks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A port may be taken between being found free and being listened on."""
+    find = ranks_room._free_port
+    with socket.create_server(("0.0.0.0", 0)) as other:
+        ports = iter([other.getsockname()[1]])
+        monkeypatch.setattr(ranks_room, "_free_port", lambda: next(ports, None) or find())
+        assert ranks.run(2, meet) == [2, 2]
+    assert next(ports, None) is None
