@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from armillary.rehearse.program.against import differences
-    from armillary.rehearse.program.rank import record
     from armillary.rehearse.program.differing import Kind, ranks_that_differ
+    from armillary.rehearse.program.rank import record
 
 __all__ = ["Kind", "differences", "ranks_that_differ", "record"]
 _PLACES = {

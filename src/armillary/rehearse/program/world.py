@@ -33,6 +33,7 @@ def fake_world(layout: Layout, rank: int) -> Iterator[World]:
         return
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
+    _forget_meshes()
     dist.init_process_group("fake", rank=rank, world_size=layout.num_ranks, store=FakeStore())
     try:
         with answering():
@@ -50,6 +51,19 @@ def check_rank(layout: Layout, rank: int) -> None:
             f"the ranks of {layout} are 0 to {layout.num_ranks - 1}",
             f"use one of 0 to {layout.num_ranks - 1}",
         )
+
+
+def _forget_meshes() -> None:
+    """Have DTensor forget how it computed on an equal mesh, of which this process was another rank,
+    and whose groups are gone.
+    """
+    from torch.distributed.tensor import _redistribute
+    from torch.distributed.tensor.debug import _clear_sharding_prop_cache
+
+    _clear_sharding_prop_cache()
+    for found in vars(_redistribute).values():
+        if hasattr(found, "cache_clear"):
+            found.cache_clear()
 
 
 @contextlib.contextmanager
