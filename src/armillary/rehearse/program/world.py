@@ -41,6 +41,7 @@ def fake_world(layout: Layout, rank: int) -> Iterator[World]:
             yield meet(layout, CPU)
     finally:
         dist.destroy_process_group()
+        _forget_meshes()
 
 
 def check_rank(layout: Layout, rank: int) -> None:
