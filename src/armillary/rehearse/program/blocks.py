@@ -129,7 +129,8 @@ class Run:
         self, path: str, block: nn.Module, forward: Any, *args: Any, **kwargs: Any
     ) -> Any:
         inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
-        if self.forward is None or self.key != key_of(inputs) or not torch.is_grad_enabled():
+        is_run = path in self.under_way or not torch.is_grad_enabled()
+        if is_run or self.forward is None or self.key != key_of(inputs):
             return self._run(path, block, forward, *args, **kwargs)
         self.ledger.note("replay", (self.forward, path))
         first = next(i for i, tensor in enumerate(inputs) if tensor.requires_grad)
