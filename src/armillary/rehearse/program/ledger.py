@@ -22,8 +22,9 @@ OF_STEP = -1
 class Held:
     """Memory from when it is taken to when it is given back: which storage, and in which passes.
 
-    `born` and `died` count marks, `given` is the event that gave it back. `sent` says that a collective took or filled it, `resized` that
-    it was given back and taken again under the same tensor, as gathered parameters are.
+    `born` and `died` count marks, `given` is the event that gave it back. `sent` says that a
+    collective took or filled it, `resized` that it was given back and taken again under the same
+    tensor, as gathered parameters are.
     """
 
     bytes: int

@@ -1,6 +1,7 @@
 """A step watched operator by operator: what it takes, computes and sends goes into a ledger."""
 
 import contextlib
+import inspect
 import sys
 from collections.abc import Callable, Iterator
 from functools import wraps
@@ -31,9 +32,8 @@ SCALER = "/torch/amp/grad_scaler.py"
 OPTIMISERS = str(Path(torch.__file__).parent / "optim") + "/"
 FLASH = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
 FLASH_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
-LEAST_BYTES = 64
-"""What the step counts beside the gradients is smaller: sums of a loss, loads of a router."""
-COUNTING = (World.sum.__code__, BalanceBias.after_step.__code__)
+COUNTING = (World.sum.__code__, inspect.unwrap(BalanceBias.after_step).__code__)
+"""What a step counts beside the gradients, and no axis tells: sums of a loss, loads of a router."""
 LOOKS = "aten._local_scalar_dense"
 
 
@@ -75,7 +75,7 @@ class Watching(TorchDispatchMode):
                 self.ledger.held[self.ledger.take(leaf)].sent = True
         if sent is None:
             return
-        if sent[3] < LEAST_BYTES and any(frame.f_code in COUNTING for frame in _frames()):
+        if any(frame.f_code in COUNTING for frame in _frames()):
             return
         module = self.ledger.causes[-1]
         if module is None:  # frames are not listed: a list in one of them would hold them all

@@ -3,7 +3,7 @@
 import contextlib
 import importlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -33,6 +33,7 @@ def fake_world(layout: Layout, rank: int) -> Iterator[World]:
         return
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
+    _forget_meshes()
     dist.init_process_group("fake", rank=rank, world_size=layout.num_ranks, store=FakeStore())
     try:
         with answering():
@@ -50,6 +51,19 @@ def check_rank(layout: Layout, rank: int) -> None:
             f"the ranks of {layout} are 0 to {layout.num_ranks - 1}",
             f"use one of 0 to {layout.num_ranks - 1}",
         )
+
+
+def _forget_meshes() -> None:
+    """Have DTensor forget how it computed on an equal mesh, of which this process was another rank,
+    and whose groups are gone.
+    """
+    from torch.distributed.tensor import _redistribute
+    from torch.distributed.tensor.debug import _clear_sharding_prop_cache
+
+    _clear_sharding_prop_cache()
+    for found in vars(_redistribute).values():
+        if hasattr(found, "cache_clear"):
+            found.cache_clear()
 
 
 @contextlib.contextmanager
@@ -90,7 +104,7 @@ def _ddp(*args: Any, **kwargs: Any) -> Any:
     """A DDP whose buckets are summed by a hook, and stay as they were first made."""
     made = torch.nn.parallel.DistributedDataParallel(*args, **kwargs)
     made.register_comm_hook(made.process_group, _sum_bucket)
-    made.reducer = _FixedBuckets(made.reducer)
+    made.reducer = cast(Any, _FixedBuckets(made.reducer))
     return made
 
 
