@@ -142,15 +142,15 @@ def test_the_goal_file_is_a_program_that_ends(plan: Path, tmp_path: Path) -> Non
     needs: dict[str, set[str]] = {}
     for rank, body in re.findall(r"rank (\d+) \{\n(.*?)\n\}", text, re.S):
         for line in body.splitlines():
-            if found := re.fullmatch(r"\w+: send (\d+)b to (\d+) tag (\d+)", line):
+            if found := re.fullmatch(r"\w+: send (\d+)b to (\d+) tag (\d+) cpu \d", line):
                 sends.add((rank, *found.groups()))
-            elif found := re.fullmatch(r"\w+: recv (\d+)b from (\d+) tag (\d+)", line):
+            elif found := re.fullmatch(r"\w+: recv (\d+)b from (\d+) tag (\d+) cpu \d", line):
                 size, other, tag = found.groups()
                 receives.add((other, size, rank, tag))
             elif found := re.fullmatch(r"(\w+) requires (\w+)", line):
                 needs.setdefault(f"{rank} {found[1]}", set()).add(f"{rank} {found[2]}")
             else:
-                assert re.fullmatch(r"\w+: calc \d+", line)
+                assert re.fullmatch(r"\w+: calc \d+ cpu \d", line)
     assert sends == receives and len(sends) > 10
     done: set[str] = set()
     left = dict(needs)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from armillary.core.orders import rank_of
 from armillary.core.play import Played
-from armillary.rehearse.step import AHEAD, BACK, Label, Step
+from armillary.rehearse.step import AHEAD, BACK, LANES, Label, Step
 from armillary.spec import write_atomically
 
 
@@ -17,7 +17,8 @@ def write_goal(step: Step, played: Played, path: Path) -> None:
     """Write the played ranks' program to `path`.
 
     Messages between stages are sends and receives; the played ranks stand for their groups, so a
-    collective inside one is a `calc` of the seconds that it took here.
+    collective inside one is a `calc` of the seconds that it took here. Each stream of a rank is a
+    `cpu` of its own.
     """
     write_atomically(path, goal(step, played))
 
@@ -34,16 +35,16 @@ def goal(step: Step, played: Played) -> str:
     before = _before_on_stream(step)
     for index, label in enumerate(step.labels):
         rank = number_of[label.coordinate, step.player_of[index]]
-        own = f"t{index}"
+        own, lane = f"t{index}", LANES.index(label.lane)
         if label.lane in (AHEAD, BACK):
             other = number_of[_receiver(step, label), step.player_of[index]]
             size, tag = max(round(label.bytes), 1), index
-            lines[rank].append(f"{own}: send {size}b to {other} tag {tag}")
-            lines[other].append(f"r{index}: recv {size}b from {rank} tag {tag}")
+            lines[rank].append(f"{own}: send {size}b to {other} tag {tag} cpu {lane}")
+            lines[other].append(f"r{index}: recv {size}b from {rank} tag {tag} cpu {lane}")
             receives[index] = (other, tag)
         else:
             span_s = played.end_s[index] - played.start_s[index]
-            lines[rank].append(f"{own}: calc {round(span_s * 1e9)}")
+            lines[rank].append(f"{own}: calc {round(span_s * 1e9)} cpu {lane}")
         for needed in (*step.tasks.after[index], *before.get(index, ())):
             whose = number_of[step.labels[needed].coordinate, step.player_of[needed]]
             if whose == rank:
