@@ -2,8 +2,10 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
+from html import unescape
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -119,6 +121,37 @@ def test_the_page_holds_all_it_needs(plan: Path, tmp_path: Path) -> None:
     choices = json.loads(reader.data["choices"])
     assert len(choices["steps"]) == len(choices["placements"]) > 1
     assert all(row == sorted(row, reverse=True) for row in choices["steps"])
+
+
+ACTS = """<script>{
+window.addEventListener("error", (event) => { document.body.dataset.failed = event.message; });
+const by = (name) => document.getElementById(name);
+by("nearer").click();
+const box = by("gantt").getBoundingClientRect();
+const at = { clientX: box.left + 400, clientY: box.top + 8, pointerId: 1 };
+by("gantt").dispatchEvent(new PointerEvent("pointermove", at));
+const before = by("then").textContent;
+by("network").value = 3;
+by("network").dispatchEvent(new Event("input"));
+document.body.dataset.out = JSON.stringify([by("said").textContent, before,
+  by("then").textContent, by("change").textContent]);
+}</script></body>"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="there is no chromium here")
+def test_the_page_answers_in_a_browser(plan: Path, tmp_path: Path) -> None:
+    page = tmp_path / "rehearsal.html"
+    armillary("rehearse", str(plan), "--html", str(page), "--samples", "8", "-q")
+    page.write_text(page.read_text().replace("</body>", ACTS))
+    words = ("--headless", "--no-sandbox", "--disable-gpu", "--dump-dom", page.as_uri())
+    done = subprocess.run(["chromium", *words], capture_output=True, text=True, timeout=120)
+    assert "data-failed" not in done.stdout
+    found = re.search(r'data-out="([^"]*)"', done.stdout)
+    assert found is not None
+    said, before, after, change = json.loads(unescape(found[1]))
+    assert said.startswith("stage 0, rank 0, compute: ")
+    assert before != after and change.endswith("less than rehearsed")
 
 
 def test_the_trace_is_one_that_viewers_read(plan: Path, tmp_path: Path) -> None:
