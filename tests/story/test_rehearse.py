@@ -2,16 +2,21 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
+from html import unescape
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
+from armillary.rehearse.building import build
+from armillary.rehearse.goal import goal
 from armillary.spec import Plan
 from armillary.spec.rehearsal import Rehearsal
+from tests.law.test_rehearsal import all_messages, links, workload
 
 FAMILY = "gpt:layers=8,hidden=1024,heads=16,seq=512,vocab=512"
 
@@ -118,6 +123,37 @@ def test_the_page_holds_all_it_needs(plan: Path, tmp_path: Path) -> None:
     assert all(row == sorted(row, reverse=True) for row in choices["steps"])
 
 
+ACTS = """<script>{
+window.addEventListener("error", (event) => { document.body.dataset.failed = event.message; });
+const by = (name) => document.getElementById(name);
+by("nearer").click();
+const box = by("gantt").getBoundingClientRect();
+const at = { clientX: box.left + 400, clientY: box.top + 8, pointerId: 1 };
+by("gantt").dispatchEvent(new PointerEvent("pointermove", at));
+const before = by("then").textContent;
+by("network").value = 3;
+by("network").dispatchEvent(new Event("input"));
+document.body.dataset.out = JSON.stringify([by("said").textContent, before,
+  by("then").textContent, by("change").textContent]);
+}</script></body>"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="there is no chromium here")
+def test_the_page_answers_in_a_browser(plan: Path, tmp_path: Path) -> None:
+    page = tmp_path / "rehearsal.html"
+    armillary("rehearse", str(plan), "--html", str(page), "--samples", "8", "-q")
+    page.write_text(page.read_text().replace("</body>", ACTS))
+    words = ("--headless", "--no-sandbox", "--disable-gpu", "--dump-dom", page.as_uri())
+    done = subprocess.run(["chromium", *words], capture_output=True, text=True, timeout=120)
+    assert "data-failed" not in done.stdout
+    found = re.search(r'data-out="([^"]*)"', done.stdout)
+    assert found is not None
+    said, before, after, change = json.loads(unescape(found[1]))
+    assert said.startswith("stage 0, rank 0, compute: ")
+    assert before != after and change.endswith("less than rehearsed")
+
+
 def test_the_trace_is_one_that_viewers_read(plan: Path, tmp_path: Path) -> None:
     trace = tmp_path / "trace.json"
     armillary("rehearse", str(plan), "--trace", str(trace), "--samples", "0", "-q")
@@ -133,30 +169,53 @@ def test_the_trace_is_one_that_viewers_read(plan: Path, tmp_path: Path) -> None:
         assert all(one[0] + one[1] <= other[0] + 1e-3 for one, other in pairs)
 
 
-def test_the_goal_file_is_a_program_that_ends(plan: Path, tmp_path: Path) -> None:
-    goal = tmp_path / "step.goal"
-    armillary("rehearse", str(plan), "--goal", str(goal), "--samples", "0", "-q", "--no-flows")
-    sends, receives = set(), set()
-    text = goal.read_text()
-    assert text.startswith("num_ranks 4\n")
+def replayed_s(text: str) -> float:
+    """Seconds of a GOAL program whose messages take no time."""
+    span: dict[str, int] = {}
     needs: dict[str, set[str]] = {}
+    sends, receives = {}, {}
     for rank, body in re.findall(r"rank (\d+) \{\n(.*?)\n\}", text, re.S):
         for line in body.splitlines():
-            if found := re.fullmatch(r"\w+: send (\d+)b to (\d+) tag (\d+)", line):
-                sends.add((rank, *found.groups()))
-            elif found := re.fullmatch(r"\w+: recv (\d+)b from (\d+) tag (\d+)", line):
-                size, other, tag = found.groups()
-                receives.add((other, size, rank, tag))
-            elif found := re.fullmatch(r"(\w+) requires (\w+)", line):
-                needs.setdefault(f"{rank} {found[1]}", set()).add(f"{rank} {found[2]}")
+            own, _, rest = line.partition(" ")
+            own = f"{rank} {own.rstrip(':')}"
+            if found := re.fullmatch(r"calc (\d+)", rest):
+                span[own] = int(found[1])
+            elif found := re.fullmatch(r"send (\d+)b to (\d+) tag (\d+)", rest):
+                sends[rank, found[2], found[3], found[1]] = own
+            elif found := re.fullmatch(r"recv (\d+)b from (\d+) tag (\d+)", rest):
+                receives[found[2], rank, found[3], found[1]] = own
             else:
-                assert re.fullmatch(r"\w+: calc \d+", line)
-    assert sends == receives and len(sends) > 10
-    done: set[str] = set()
-    left = dict(needs)
+                needs.setdefault(own, set()).add(f"{rank} {rest.removeprefix('requires ')}")
+    assert sends.keys() == receives.keys()
+    for key, own in receives.items():
+        needs.setdefault(own, set()).add(sends[key])
+    ends: dict[str, int] = {}
+    left = {*span, *sends.values(), *receives.values()}
+    assert {one for needed in needs.values() for one in needed} <= left
     while left:
-        free = [one for one, needed in left.items() if not (needed - done) & set(left)]
+        free = [one for one in left if not needs.get(one, set()) & left]
         assert free, "it waits for itself"
         for one in free:
-            done.add(one)
-            del left[one]
+            ends[one] = span.get(one, 0) + max((ends[n] for n in needs.get(one, ())), default=0)
+        left -= set(free)
+    return max(ends.values()) / 1e9
+
+
+def test_the_goal_file_replays_to_the_same_seconds(tmp_path: Path) -> None:
+    load = workload("interleaved_1f1b", messages=all_messages())
+    step = build(load, links(load))
+    played = step.play()
+    text = goal(step, played)
+    for index, label in enumerate(step.labels):
+        span_s = played.end_s[index] - played.start_s[index]
+        is_hop = label.lane in ("send", "send back")
+        step.tasks.fixed_s[index] = 0.0 if is_hop else round(span_s * 1e9) / 1e9
+        step.tasks.wire_s[index] = 0.0
+    assert replayed_s(text) == pytest.approx(step.play().step_s, abs=1e-8)
+
+
+def test_the_goal_file_of_a_plan_is_a_program_that_ends(plan: Path, tmp_path: Path) -> None:
+    path = tmp_path / "step.goal"
+    told = armillary("rehearse", str(plan), "--goal", str(path), "--samples", "0", "--no-flows")
+    assert f"wrote {path}" in told.replace("\n", "")
+    assert replayed_s(path.read_text()) > 0

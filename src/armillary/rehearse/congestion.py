@@ -11,6 +11,9 @@ ALIKE = {"reduce_scatter_tensor": "all_gather_into_tensor", "broadcast": "all_ga
 LARGE_BYTES = 2.0**27
 """Size from which on the wire is nearly all of a collective, so that the ratio is that of flows."""
 
+TOLERANCE = 0.05
+"""Ends of flows that are so near to each other are one event: the ratio may be that much long."""
+
 
 @dataclass(kw_only=True)
 class Congestion:
@@ -31,7 +34,9 @@ class Congestion:
         key = (named, tuple(span for span in spans if span[0] > 1))
         if key not in self.known:
             burst = Burst(collective=named, bytes=max(size, LARGE_BYTES), spans=key[1])
-            found = contended_seconds(self.machine, [burst], num_ranks=self.num_ranks)
+            found = contended_seconds(
+                self.machine, [burst], num_ranks=self.num_ranks, tolerance=TOLERANCE
+            )
             closed_s = float(found.closed_form_s[0])
             self.known[key] = float(found.seconds[0]) / closed_s if closed_s > 0 else 1.0
         return self.known[key]

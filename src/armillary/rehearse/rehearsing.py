@@ -19,6 +19,7 @@ from armillary.rehearse.step import Step
 from armillary.rehearse.whatif import what_ifs
 from armillary.rehearse.why import why
 from armillary.spec import Machine, Plan, Survival
+from armillary.spec.quantities import span
 from armillary.spec.rehearsal import Distribution, Endurance, Rehearsal, WhatIf
 from armillary.spec.workload import Workload
 
@@ -150,7 +151,7 @@ def _less_jitter(
         return []
     number = min(wanted.num_samples, 8)
     half = sampled_steps(step, played, wanted.jitter.scaled(0.5), number, wanted.seed)
-    words = f"half the jitter (the median is then {float(np.median(half)) * factor:.4g} s)"
+    words = f"half the jitter (its median is then {span(float(np.median(half)) * factor)})"
     saved_s = distribution.predicted_median_s - float(np.median(half)) * factor
     return [WhatIf(words=words, predicted_step_s=step_s - saved_s, jitter=0.5)]
 
