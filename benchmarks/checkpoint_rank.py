@@ -20,6 +20,7 @@ from armillary.spec import Layout
 from armillary.step.batches import Step
 from armillary.step.world import World, join
 from armillary.train.loop import Trainer
+from armillary.train.outfit import fit_out
 from armillary.train.request import new_request
 from armillary.train.stop import StopWish
 from benchmarks.cases import gpt
@@ -37,7 +38,8 @@ def main(layout_words: str, num_rounds: int, out: Path) -> None:
             dist.broadcast_object_list(folders)
         request = new_request(gpt.__file__, layout=layout, runs=folders[0])
         request = replace(request, run_path=folders[0] / "run")
-        trainer = Trainer(request, request.load_recipe(), world, StopWish())
+        outfit = fit_out(request, request.load_recipe(), world)
+        trainer = Trainer(request, outfit, StopWish())
         found = _compete(trainer, world, folders[0], num_rounds)
         if world.is_first:
             size = sum(f.stat().st_size for f in folders[0].glob("run/checkpoints/*/*"))

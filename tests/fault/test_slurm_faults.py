@@ -52,6 +52,16 @@ def _goes_on(slurm: dict[str, str], home: Path, number: str) -> None:
     assert len(losses(home / "runs")) == NUM_STEPS, "no step lost or done twice"
 
 
+def test_a_lost_rank_is_started_again_in_the_job(slurm: dict[str, str], tmp_path: Path) -> None:
+    """srun ends the others; the script starts all again, on the nodes that it has."""
+    home, number = _submit(slurm, tmp_path)
+    [victim, *_] = told(["pgrep", "-f", f"armillary.cli train .*{home.name}"], slurm).split()[-1:]
+    told(["kill", "-KILL", victim], slurm)
+    log = home / "output.log"
+    wait_for(lambda: "they are started again" in log.read_text(), "the restart")
+    _goes_on(slurm, home, number)
+
+
 def test_a_node_that_goes_down_is_survived(slurm: dict[str, str], tmp_path: Path) -> None:
     """Slurm puts the job back into the queue by itself, and it goes on when the node is back."""
     home, number = _submit(slurm, tmp_path)

@@ -146,3 +146,35 @@ def test_an_index_cannot_point_out_of_its_folder(tmp_path: Path) -> None:
     (tmp_path / "shards.json").write_text(text)
     with pytest.raises(SpecError, match="no file of the folder"):
         read_index(tmp_path)
+
+
+@pytest.mark.parametrize(("number", "is_plain"), [("numpy.float64(0.1)", True), ("Mine()", False)])
+def test_an_optimiser_may_hold_numbers_of_numpy(
+    tmp_path: Path, number: str, is_plain: bool
+) -> None:
+    """What could not be read back is refused before it is saved."""
+    from armillary.train.launch import train as train_here
+    from armillary.train.request import new_request, resumed_request
+
+    case = tmp_path / "scheduled.py"
+    case.write_text(
+        "import numpy, torch\n"
+        "class Mine(float): pass\n"
+        "settings = {'epochs': 2, 'global_batch_size': 4, 'max_steps': 2}\n"
+        "def model(): return torch.nn.Linear(4, 1)\n"
+        "def data(): return {'train': [torch.ones(4)] * 8, 'validation': [torch.ones(4)] * 2}\n"
+        "def loss(model, batch): return model(batch).square().mean()\n"
+        "def optimizer(params):\n"
+        "    found = torch.optim.SGD(params, lr=1.0)\n"
+        f"    found.param_groups[0]['mine'] = {number}\n"
+        "    return found\n"
+    )
+    request = new_request(str(case), runs=tmp_path, trackers=(), quiet=True)
+    if not is_plain:
+        with pytest.raises(SpecError, match="Mine"):
+            train_here(request)
+        return
+    outcome = train_here(request)
+    words = {"max_steps": "0"}
+    again = resumed_request(outcome.run_path, trackers=(), quiet=True, assignments=words)
+    assert train_here(again).num_steps == 4

@@ -70,7 +70,7 @@ def _train_as_one_of(place: Place, request: TrainRequest) -> Outcome:
         outcome = train_rank(
             request,
             seat_of(place),
-            has_agent=True,
+            agent=os.getppid(),
             note_run=lambda path: note_run(place, path),
         )
     if threading.current_thread() is threading.main_thread():

@@ -26,7 +26,7 @@ from armillary.train.request import TrainRequest
 from armillary.train.saved import saved_steps
 from armillary.train.stop import STOPPING
 from armillary.train.warm import loopback, warm_up
-from armillary.train.watch import hang_in_words
+from armillary.train.watch import hang_in_words, is_alive
 
 if TYPE_CHECKING:
     from torch.distributed.launcher.api import LaunchConfig
@@ -47,7 +47,6 @@ def train_on_own_ranks(request: TrainRequest) -> Outcome:
     Raises: `RankError` or `SpecError` of the rank that failed first.
     """
     assert request.run_path is not None
-    _silence_launcher()
     left, saved = request.settings.restarts, _newest(request.run_path)
     with tempfile.TemporaryDirectory(prefix="armillary-") as name, loopback():
         folder = Path(name)
@@ -89,13 +88,16 @@ def _once(request: TrainRequest, folder: Path, told: list[int]) -> Outcome:
     from torch.distributed.launcher.api import elastic_launch
 
     assert request.run_path is not None
+    _silence_launcher()
     errors = Path(tempfile.mkdtemp(dir=folder))
     (errors / RANKS).mkdir()
     warm_up(request.layout.num_ranks)
     config = _launch_config(request.layout.num_ranks, errors)
     with _ending_survivors(errors / RANKS):
         try:
-            outcomes: Mapping[int, Outcome] = elastic_launch(config, run_rank)(request, str(errors))
+            outcomes: Mapping[int, Outcome] = elastic_launch(config, run_rank)(
+                request, str(errors), os.getpid()
+            )
             return outcomes[0]
         except SignalException as stopped:
             return _left_outcome(errors) or _interrupted(request.run_path, stopped.sigval)
@@ -131,7 +133,7 @@ def _launch_config(num_ranks: int, folder: Path) -> "LaunchConfig":
     )
 
 
-def run_rank(request: TrainRequest, errors: str) -> Outcome:
+def run_rank(request: TrainRequest, errors: str, agent: int) -> Outcome:
     """One rank's whole life; an error is left in the folder `errors`, for the parent to show.
 
     So is the outcome of an interrupted run: a rank that returned it would wait for the parent to
@@ -149,7 +151,7 @@ def run_rank(request: TrainRequest, errors: str) -> Outcome:
         here.unlink()
         raise SystemExit(INTERRUPTED)
     try:
-        outcome = train_rank(request, has_agent=True)
+        outcome = train_rank(request, agent=agent)
     except BaseException as error:
         leave_error(folder, int(os.environ["RANK"]), error)
         raise
@@ -187,7 +189,7 @@ def _ending_survivors(ranks: Path) -> Iterator[None]:
         lost_s: float | None = None
         while not over.wait(0.25):
             numbers = [int(path.name) for path in ranks.glob("*")]
-            if lost_s is None and any(not _is_alive(number) for number in numbers):
+            if lost_s is None and any(not is_alive(number) for number in numbers):
                 lost_s = time.monotonic()
             if lost_s is not None and time.monotonic() - lost_s > SURVIVORS_LEAVE_S:
                 for number in numbers:
@@ -201,18 +203,6 @@ def _ending_survivors(ranks: Path) -> Iterator[None]:
     finally:
         over.set()
         thread.join()
-
-
-def _is_alive(number: int) -> bool:
-    """Whether a process is there and is not only waiting for its parent to ask how it ended."""
-    try:
-        os.kill(number, 0)
-        state = Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0]
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return state != "Z"
 
 
 @contextmanager

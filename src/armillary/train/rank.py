@@ -28,14 +28,14 @@ def train_rank(
     request: TrainRequest,
     seat: Seat | None = None,
     *,
-    has_agent: bool = False,
+    agent: int | None = None,
     note_run: Callable[[Path], None] | None = None,
 ) -> Outcome:
     """Train as one rank of the request's layout; the outcome, equal on every rank.
 
-    `seat` is where the rank joins the others, without one as torch's own variables say. `has_agent`
-    says that another process started the rank, without which it is not to go on. `note_run` is told
-    of the run's folder on rank 0.
+    `seat` is where the rank joins the others, without one as torch's own variables say. `agent`
+    is the process that started the rank, without which it is not to go on. `note_run` is told of
+    the run's folder on rank 0.
 
     Raises: `SpecError` on what the data, model or disk makes impossible.
     """
@@ -49,7 +49,7 @@ def train_rank(
     with (
         closed_to_others(),
         watch_signals() as wish,
-        watch.watching(has_agent=has_agent),
+        watch.watching(agent),
         join(request.layout, request.device, seat) as world,
     ):
         if world.device.type == "cpu":

@@ -9,14 +9,17 @@ import numpy as np
 import torch
 from torch import nn
 from torch.optim import Optimizer
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from armillary.feeds import FeedState
+from armillary.spec import SpecError
 from armillary.step.batches import Feed
 from armillary.step.world import World
 from armillary.train.average import Average
 from armillary.train.guard import Guard
 from armillary.train.saved import holds, load
+
+PLAIN = (type(None), bool, int, float, str, bytes)
 
 
 @dataclass(slots=True)
@@ -53,6 +56,7 @@ class TrainState:
         from torch.distributed.checkpoint.state_dict import get_state_dict
 
         model, optimizer = get_state_dict(self.model, self.optimizer)
+        optimizer["param_groups"] = _plain(optimizer["param_groups"])
         state = {"model": model, "optimizer": optimizer, "progress": _packed(self._progress())}
         return state | ({"average": self.average.values} if self.average else {})
 
@@ -111,11 +115,27 @@ def restore_model(model: nn.Module, path: Path, *, serial: bool) -> None:
 
 
 def _packed(values: dict[str, Any]) -> bytes:
-    """`values` as bytes; a schedule may count in NumPy's numbers, which are kept as Python's."""
-    plain = tree_map_only(np.generic, lambda number: number.item(), values)
+    """`values` as bytes."""
     content = io.BytesIO()
-    torch.save(plain, content)
+    torch.save(_plain(values), content)
     return content.getvalue()
+
+
+def _plain(values: Any) -> Any:
+    """`values` with NumPy's numbers as Python's, which a schedule may set in an optimiser.
+
+    Raises: `SpecError` on what is neither a tensor nor plain: it would be saved, and not be read.
+    """
+    plain = tree_map_only(np.generic, lambda number: number.item(), values)
+    for leaf in tree_leaves(plain):
+        if not isinstance(leaf, torch.Tensor) and type(leaf) not in PLAIN:
+            raise SpecError(
+                "checkpoint",
+                f"{leaf!r} of type {type(leaf).__name__} in the state of the optimiser or schedule",
+                "a checkpoint holds tensors, numbers and words (train/shards.py)",
+                "use a number instead",
+            )
+    return plain
 
 
 def _unpacked(content: bytes) -> dict[str, Any]:

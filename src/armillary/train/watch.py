@@ -36,7 +36,7 @@ class Watch:
 
     A rank that has done some steps and gets no further for `hang_steps` median steps, and at least
     `least_s`, is ended with exit code 71 where `ends` is true, and is only told of otherwise. A
-    rank whose parent is another than it was is ended with 72 where `has_agent`.
+    rank whose agent is gone is ended with 72.
     """
 
     def __init__(self, *, rank: int, hang_steps: float, least_s: float, ends: bool) -> None:
@@ -47,14 +47,13 @@ class Watch:
         self.step = 0
         self._steps_s: deque[float] = deque(maxlen=NUM_STEPS)
         self._last_s, self._allowed_s, self._doing = time.monotonic(), 0.0, ""
-        self._parent = os.getppid()
         self._over = threading.Event()
         self._told = False
 
     @contextlib.contextmanager
-    def watching(self, *, has_agent: bool) -> Iterator[Self]:
-        """Watch inside."""
-        thread = threading.Thread(target=self._look, args=(has_agent,), daemon=True)
+    def watching(self, agent: int | None) -> Iterator[Self]:
+        """Watch inside; `agent` is the process that the rank is not to outlive."""
+        thread = threading.Thread(target=self._look, args=(agent,), daemon=True)
         thread.start()
         try:
             yield self
@@ -89,10 +88,10 @@ class Watch:
         """What the rank does: a phase of a step, or what it said besides."""
         return self._doing or (self.phases.current if self.phases else "start")
 
-    def _look(self, has_agent: bool) -> None:
+    def _look(self, agent: int | None) -> None:
         armed_s = 0.0
         while not self._over.wait(POLL_S):
-            if has_agent and os.getppid() != self._parent:
+            if agent is not None and not is_alive(agent):
                 os._exit(ORPHANED)
             waited_s, limit_s = time.monotonic() - self._last_s, self.limit_s
             if waited_s > limit_s:
@@ -143,6 +142,18 @@ class Watch:
         file.write(f"{self._in_words(waited_s)}\n")
         file.flush()
         faulthandler.dump_traceback(file, all_threads=True)
+
+
+def is_alive(process: int) -> bool:
+    """Whether a process is there and is not only waiting for its parent to ask how it ended."""
+    try:
+        os.kill(process, 0)
+        text = Path(f"/proc/{process}/stat").read_text()
+    except ProcessLookupError:
+        return False
+    except OSError:  # another user's, or a system without /proc
+        return True
+    return text.rpartition(")")[2].split()[0] != "Z"
 
 
 def hang_in_words(run: Path, since: float) -> str:

@@ -15,6 +15,15 @@ from armillary.train.submit.site import Limit, Line, Site, chosen, fill
 LEAVE_S = 300
 """How long before its end a job is told. Source: [olcf] documents --signal=B:USR1@300; a quarter of
 shorter jobs."""
+LOST_RANKS = """\
+# Lost ranks are started again in the same job, if anything was saved since their last start. Not so
+# where the run is done (0), has bad input (2), a loss that is not finite (3), or was told to leave.
+case "$code" in 0|2|3|75) break ;; esac
+saved_now=$(ls -d "$job"/runs/*/checkpoints/step-* 2>/dev/null | tail -n 1)
+if [ "${again:-no}" = yes ] || [ -z "$saved_now" ] || [ "$saved_now" = "$saved_before" ]; then break; fi
+saved_before=$saved_now
+echo "ranks were lost (exit code $code): they are started again"
+done"""
 UNITS_S = {"s": 1, "min": 60, "h": 3600, "d": 86400}
 
 
@@ -191,9 +200,11 @@ def write_script(asked: Asked, folder: Path) -> str:
         _begin(folder),
         [_commented(*entry) for entry in lines(site.setup)],
         _meeting(asked, values),
+        ["saved_before=", "while :; do"],
         _words(asked, folder),
         _start(asked, ask, lines(site.each_rank), values),
         [scheduler.waiting()],
+        [LOST_RANKS],
         [
             scheduler.again(),
             f'if [ "$code" -ne 75 ]; then echo "$code" > "$job/{EXIT_CODE}"; fi',

@@ -41,7 +41,8 @@ class Pbs:
 
     def rank_prefix(self, ask: Ask) -> str:
         """PBS gives no warning that we know of, so every rank has an alarm of its own."""
-        return f"timeout --preserve-status --signal=TERM {ask.time_s - ask.leave_s} "
+        left_s = f"$(({ask.time_s - ask.leave_s} - SECONDS))"  # of the shell: ranks may start again
+        return f"timeout --preserve-status --signal=TERM {left_s} "
 
     def waiting(self) -> str:
         """A trap for TERM around the wait."""
