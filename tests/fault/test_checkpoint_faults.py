@@ -39,7 +39,7 @@ def _truncate(path: Path) -> None:
     [
         (_flip, "*.distcp"),
         (_truncate, "*.distcp"),
-        (_flip, "index.json"),
+        (_flip, "shards.json"),
         (_truncate, "complete.json"),
         (Path.unlink, "__1_0.distcp"),
     ],

@@ -25,7 +25,7 @@ import torch.distributed as dist
 from armillary.spec import SpecError, write_atomically
 from armillary.step.world import World
 
-COMPLETE, INDEX = "complete.json", "index.json"
+COMPLETE, INDEX = "complete.json", "shards.json"
 COMMIT_TIMEOUT_S = 300.0
 SPACE_OF_FULL_DISK_BYTES = 2**20
 
@@ -70,7 +70,7 @@ class Checkpoints:
         """
         import torch.distributed.checkpoint as dcp
 
-        from armillary.train.plain_storage import PlainSaving, PlainWriter
+        from armillary.train.shards import ShardWriter
 
         start_s = time.perf_counter()
         self.finish()
@@ -82,8 +82,7 @@ class Checkpoints:
             dist.barrier(group=self._group)
         future = dcp.async_save(
             state,
-            storage_writer=PlainWriter(folder, thread_count=1, single_file_per_rank=True),
-            planner=PlainSaving(),
+            storage_writer=ShardWriter(folder),
             process_group=self._group,
             no_dist=self._group is None,
         )
@@ -223,20 +222,20 @@ def load(path: Path, state: dict[str, Any], *, serial: bool = False) -> None:
     import torch.distributed.checkpoint as dcp
     from torch.distributed.checkpoint.api import CheckpointException
 
-    from armillary.train.plain_storage import PlainLoading, PlainReader
+    from armillary.train.shards import PlainLoader, ShardReader
 
     _expect_serial() if serial else None
     try:
-        dcp.load(state, storage_reader=PlainReader(path), planner=PlainLoading(), no_dist=serial)
+        dcp.load(state, storage_reader=ShardReader(path), planner=PlainLoader(), no_dist=serial)
     except CheckpointException as error:
         raise next((one for one in _causes(error) if isinstance(one, SpecError)), error) from None
 
 
 def holds(path: Path, key: str) -> bool:
     """Whether the checkpoint at `path` has entries under the top-level `key`."""
-    from armillary.train.plain_storage import PlainReader
+    from armillary.train.shards import ShardReader
 
-    known = PlainReader(path).read_metadata().state_dict_metadata
+    known = ShardReader(path).read_metadata().state_dict_metadata
     return any(name.startswith(f"{key}.") for name in known)
 
 
