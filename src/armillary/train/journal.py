@@ -160,7 +160,6 @@ class Journal:
         """Record and say what happened after `index` steps."""
         if not self._is_writer:
             return
-        message = withheld(message)
         self.folder.append(
             {
                 "kind": "event",
@@ -203,4 +202,4 @@ class Journal:
 
     def _say(self, message: str) -> None:
         if self.progress is not None:
-            self.progress.say(message)
+            self.progress.say(withheld(message))
