@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from armillary.core.medians import Median, median_of
+from armillary.spec import SpecError
 from armillary.train.doctor import findings, store, transport
+from armillary.train.doctor.allocation import refuse_shared_devices
 from armillary.train.doctor.facts import Facts
 from armillary.train.doctor.findings import DOUBTFUL, GOOD, NOT_TRIED, WRONG, Check
 from armillary.train.doctor.timing import node_rounds
@@ -117,6 +119,12 @@ def test_nobody_finds_fault_with_what_is_right() -> None:
     assert findings.names({"n0": [], "n1": []}, 2).state == GOOD
     assert findings.clocks({"n0": (0.0, 0.0), "n1": (0.002, 1e-4)}).state == GOOD
     assert findings.devices(everywhere(device="")).state == GOOD
+
+
+def test_ranks_that_share_a_device_leave_before_they_send() -> None:
+    refuse_shared_devices(ranks())
+    with pytest.raises(SpecError, match="n1: 2 ranks on gpu-1-1"):
+        refuse_shared_devices(changed({6: {"device": "gpu-1-1"}}))
 
 
 def test_names_and_clocks() -> None:

@@ -116,6 +116,15 @@ def test_a_secret_is_in_no_file_and_on_no_line(
     assert SECRET not in told + said
 
 
+def test_a_secret_is_in_no_event(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    run.append({"kind": "event", "what": "store", "message": "s3://me:hunter2222@store"})
+    run.close()
+    assert run.metrics() == [
+        {"kind": "event", "what": "store", "message": f"s3://me:{WITHHELD}@store"}
+    ]
+
+
 def test_a_run_folder_is_closed_to_others(tmp_path: Path) -> None:
     with closed_to_others():
         (tmp_path / "inside").touch()

@@ -15,10 +15,8 @@ from tests.shape.reading import Source, all_sources, source_from
 
 # Modules that run what they read.
 RUNNING = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve", "jsonpickle"}
-# An error to be caught is not a reader.
-HARMLESS = {("pickle", "PicklingError"), ("pickle", "UnpicklingError")}
 # torch's own reader and writer of checkpoints unpickle the index, and values that are no tensors.
-OURS_ALONE = {"FileSystemReader", "FileSystemWriter", "DefaultLoadPlanner", "DefaultSavePlanner"}
+OURS_ALONE = {"FileSystemReader", "FileSystemWriter", "DefaultLoadPlanner"}
 STORAGE = "train/shards.py"
 NEEDED = {"torch.load": ("weights_only", True), "np.load": ("allow_pickle", False)}
 FORBIDDEN = {"eval", "exec", "os.system", "os.popen", "yaml.load", "yaml.unsafe_load"}
@@ -33,11 +31,23 @@ def imports(tree: ast.AST) -> Iterator[tuple[int, str, str]]:
             yield from ((node.lineno, node.module or "", alias.name) for alias in node.names)
 
 
+def attributes(tree: ast.AST, module: str) -> set[str]:
+    """What a file takes from `module` by its name; the name itself where it takes nothing so."""
+    found = {
+        node.attr
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) == module
+    }
+    return found or {module}
+
+
 def unsafe(source: Source) -> list[str]:
     """What of a file runs what it reads, or hands words to a shell."""
     found = []
     for line, module, name in imports(source.tree):
-        if module.split(".")[0] in RUNNING and (module, name) not in HARMLESS:
+        taken = {name} if name else attributes(source.tree, module)
+        # An error to be caught is not a reader.
+        if module.split(".")[0] in RUNNING and not all(one.endswith("Error") for one in taken):
             found.append(f"{source.path}:{line}: {module} runs what it reads")
         if name in OURS_ALONE and source.path != STORAGE:
             found.append(f"{source.path}:{line}: {name} unpickles; use {STORAGE}")
@@ -70,6 +80,7 @@ def test_nothing_runs_what_it_reads() -> None:
     "text",
     [
         "import pickle",
+        "import pickle\npickle.loads(x)\npickle.UnpicklingError",
         "from pickle import loads",
         "from torch.distributed.checkpoint.filesystem import FileSystemReader",
         "torch.load(path)",
@@ -88,6 +99,8 @@ def test_what_is_unsafe_is_seen(text: str) -> None:
 def test_what_is_safe_is_let_through() -> None:
     text = """
 from pickle import PicklingError
+import pickle
+pickle.UnpicklingError
 torch.load(path, weights_only=True)
 np.load(path, allow_pickle=False)
 model.eval()

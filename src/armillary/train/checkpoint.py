@@ -89,7 +89,7 @@ class Checkpoints:
         """
         import torch.distributed.checkpoint as dcp
 
-        from armillary.train.shards import PlainSaver, ShardWriter
+        from armillary.train.shards import ShardWriter
 
         start_s = time.perf_counter()
         self._finish()
@@ -102,7 +102,6 @@ class Checkpoints:
         future = dcp.async_save(
             state,
             storage_writer=ShardWriter(folder),
-            planner=PlainSaver(),
             process_group=self._group,
             no_dist=self._group is None,
         )
@@ -225,9 +224,6 @@ def _make(folder: Path) -> None:
 
 
 def _unwritable(folder: Path, error: BaseException) -> SpecError:
-    refused = [cause for cause in _causes(error) if isinstance(cause, SpecError)]
-    if refused:
-        return refused[0]
     return SpecError(
         "checkpoints",
         f"{folder.parent} cannot be written: {_reason(folder.parent, error)}",
@@ -236,8 +232,11 @@ def _unwritable(folder: Path, error: BaseException) -> SpecError:
     )
 
 
-def _causes(error: BaseException) -> list[BaseException]:
-    """`error`, what every rank failed of, and what that came from."""
+def _reason(folder: Path, error: BaseException) -> str:
+    """Why writing failed: the system's words for it if any rank heard them.
+
+    torch's writer of files answers a full disk with a sentence about positions.
+    """
     from torch.distributed.checkpoint.api import CheckpointException
 
     causes = [error]
@@ -245,15 +244,6 @@ def _causes(error: BaseException) -> list[BaseException]:
         if isinstance(cause, CheckpointException):
             causes += [failure for failure, _ in cause.failures.values()]
         causes += [linked for linked in (cause.__cause__, cause.__context__) if linked]
-    return causes
-
-
-def _reason(folder: Path, error: BaseException) -> str:
-    """Why writing failed: the system's words for it if any rank heard them.
-
-    torch's writer of files answers a full disk with a sentence about positions.
-    """
-    causes = _causes(error)
     for cause in causes:
         if isinstance(cause, OSError):
             return cause.strerror or str(cause)

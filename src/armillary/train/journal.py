@@ -169,7 +169,6 @@ class Journal:
     def _event(self, index: int, what: str, message: str, more: dict[str, Any]) -> None:
         if not self._is_writer:
             return
-        message = withheld(message)
         line = {"kind": "event", "time_s": self._time_s(), "step": index, "what": what}
         self.folder.append(line | {"message": message} | more)
         if what != "best":
@@ -205,4 +204,4 @@ class Journal:
 
     def _say(self, message: str) -> None:
         if self.progress is not None:
-            self.progress.say(message)
+            self.progress.say(withheld(message))

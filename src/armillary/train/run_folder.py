@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from armillary.spec import Manifest, Plan, SpecError, closed_to_others, write_atomically
+from armillary.spec.secrets import withheld
 
 
 class RunFolder:
@@ -90,11 +91,13 @@ class RunFolder:
         manifest.write(self.path / "manifest.json")
 
     def append(self, line: dict[str, Any]) -> None:
-        """Append a line to metrics.jsonl; the file is flushed once a second.
+        """Append a line to metrics.jsonl, without secrets; the file is flushed once a second.
 
         Raises: `SpecError` if the disk does not take it.
         """
         now_s = time.monotonic()
+        if line["kind"] == "event":
+            line = line | {"message": withheld(str(line.get("message", "")))}
         try:
             if self._metrics_file is None:
                 self._metrics_file = _open_for_append(self.path / "metrics.jsonl")

@@ -7,13 +7,13 @@ all else is read with torch's reader of plain values alone (weights_only).
 
 import io
 import json
+import pickle
 from pathlib import Path, PurePath
 from typing import Any
 
-import numpy as np
 import torch
 from torch.distributed.checkpoint._nested_dict import set_element
-from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.filesystem import (
     FileSystemReader,
     FileSystemWriter,
@@ -28,9 +28,8 @@ from torch.distributed.checkpoint.metadata import (
     TensorProperties,
     TensorStorageMetadata,
 )
-from torch.distributed.checkpoint.planner import ReadItem, WriteItem, WriteItemType
+from torch.distributed.checkpoint.planner import ReadItem
 from torch.distributed.checkpoint.storage import WriteResult
-from torch.utils._pytree import tree_map_only
 
 from armillary.spec import SpecError, write_atomically
 
@@ -66,22 +65,6 @@ class ShardReader(FileSystemReader):
         return self.index
 
 
-class PlainSaver(DefaultSavePlanner):
-    """torch's plan of what to write; only what can be read back as a plain value is let in."""
-
-    def transform_object(self, write_item: WriteItem, object: Any) -> Any:
-        """The value as it is written: NumPy's numbers become Python's.
-
-        Raises: `SpecError` on a value that is neither a tensor nor plain.
-        """
-        if write_item.type != WriteItemType.BYTE_IO:
-            return super().transform_object(write_item, object)
-        plain = tree_map_only(np.generic, lambda number: number.item(), object)
-        written: io.BytesIO = super().transform_object(write_item, plain)
-        _plain(io.BytesIO(written.getvalue()), write_item.index.fqn)
-        return written
-
-
 class PlainLoader(DefaultLoadPlanner):
     """torch's plan of what to read, for values that are plain: numbers, words, lists of them."""
 
@@ -91,19 +74,16 @@ class PlainLoader(DefaultLoadPlanner):
         Raises: `SpecError` if it holds anything that code would be run for.
         """
         name = read_item.dest_index.fqn
-        set_element(self.original_state_dict, self.mappings[name], _plain(value, name))
-
-
-def _plain(content: io.BytesIO, name: str) -> Any:
-    try:
-        return torch.load(content, weights_only=True)
-    except Exception as error:  # what damaged bytes are answered with is torch's affair
-        raise SpecError(
-            f"checkpoint.{name}",
-            str(error).strip().splitlines()[0],
-            "a checkpoint holds tensors and plain values; code is never run from it",
-            "keep numbers, words, lists and tensors in the state; to read, take another checkpoint",
-        ) from None
+        try:
+            found = torch.load(value, weights_only=True)
+        except pickle.UnpicklingError as error:
+            raise SpecError(
+                f"checkpoint.{name}",
+                str(error).splitlines()[0],
+                "a checkpoint holds tensors and plain values; code is never run from it",
+                "take another checkpoint",
+            ) from None
+        set_element(self.original_state_dict, self.mappings[name], found)
 
 
 def read_index(folder: Path) -> Metadata:

@@ -6,10 +6,10 @@ Hugging Face, github.com/huggingface/safetensors, README, section "Format".
 """
 
 import json
+import pickle
 import struct
 from collections.abc import Mapping
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -131,7 +131,7 @@ def read_weights(path: Path) -> Tensors:
         KeyError,
         TypeError,
         RuntimeError,
-        UnpicklingError,
+        pickle.UnpicklingError,
     ) as error:
         raise SpecError(
             "--weights",

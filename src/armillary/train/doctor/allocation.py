@@ -119,6 +119,21 @@ def _firsts(facts: Sequence[Facts]) -> list[int]:
     return sorted(min(one.rank for one in ranks) for ranks in findings.by_node(facts).values())
 
 
+def refuse_shared_devices(facts: Sequence[Facts]) -> None:
+    """Leave before ranks that share a device send anything by it: NCCL would end them untold.
+
+    Raises: `SpecError` on every rank, with what the check of devices found.
+    """
+    check = findings.devices(facts)
+    if check.state == findings.WRONG:
+        raise SpecError(
+            "doctor: devices",
+            check.found,
+            "every rank has a device of its own (train/doctor/findings.py)",
+            check.fix,
+        )
+
+
 def _say(world: World, what: str) -> None:
     """Say what is being measured: where ranks cannot reach each other, it is the last line."""
     if world.is_first:
@@ -131,6 +146,7 @@ def _measure(place: Place, world: World, wish: Wish, control: Any) -> _Measured:
     facts: list[Any] = [None] * world.num_ranks
     _say(world, f"{world.num_ranks} ranks have met; names and clocks")
     dist.all_gather_object(facts, facts_of(place, device), group=control)
+    refuse_shared_devices(facts)
     firsts = _firsts(facts)
     is_first_here = rank in firsts
     names = sorted({one.host for one in facts} | {one.node for one in facts})[:MOST_NAMES]
