@@ -65,7 +65,6 @@ def price(
 
     If nothing `sends`, messages cost nothing: no layout is faster than that. With what was
     `learnt` of the same model on the same machine it is found sooner.
-
     Rows that an axis does not admit are for the caller to leave out; here a layout is refused
     whose micro batches do not make up the global batch, or whose schedule does not fit.
 

@@ -56,6 +56,7 @@ class Watched:
         return getattr(self._table, name)
 
     def option(self, name: str, default: str) -> NDArray[np.str_]:
+        """The option `name` in every row, as `Layouts.option`."""
         self.read.add(name)
         return self._table.option(name, default)
 
