@@ -9,7 +9,7 @@ from armillary.networks.joint import Ways
 Array = NDArray[np.float64]
 Index = NDArray[np.int64]
 
-ROUNDS = 20  # each halves what is left to even out
+ROUNDS = 24  # each halves what is left to even out
 LEAST_SPARE = 0.02  # a full link still gets a fiftieth of what an empty one does
 
 
@@ -94,7 +94,7 @@ def _even(
     row, out, into, part = ways
     is_fixed = not short.any()
     size = int(max(out.max(), into.max(), pairs.max())) + 1
-    always: Array = np.bincount(pairs, offered, size).astype(np.float64)
+    always = np.asarray(np.bincount(pairs, offered, size), np.float64)
     always[pairs[rows]] = 0.0
     at, sent = pairs[rows], offered[rows]
     for _ in range(ROUNDS):

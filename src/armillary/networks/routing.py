@@ -108,7 +108,7 @@ def _crowds_offer(sending: Sending, offered: Array) -> Array:
     """Bytes/s that each crowd offers."""
     shared = sending.crowds
     offers = shared.part * (offered * sending.places)[shared.flow]
-    return np.bincount(shared.crowd, offers, sending.num_crowds).astype(np.float64)
+    return np.asarray(np.bincount(shared.crowd, offers, sending.num_crowds), np.float64)
 
 
 @dataclass
