@@ -29,11 +29,14 @@ class Run:
     """A run of equal blocks on one rank, and what those did that were run last.
 
     `keeps_inputs` says that what a block takes is kept for its backward pass whatever it does with
-    it, as where it is computed again.
+    it, as where it is computed again; `folds` whether blocks stand in for each other.
     """
 
-    def __init__(self, ledger: Ledger, watching: Watching, keeps_inputs: bool) -> None:
-        self.ledger, self.watching, self.keeps_inputs = ledger, watching, keeps_inputs
+    def __init__(
+        self, ledger: Ledger, watching: Watching, *, keeps_inputs: bool, folds: bool
+    ) -> None:
+        self.ledger, self.watching = ledger, watching
+        self.keeps_inputs, self.folds = keeps_inputs, folds
         self.key: Any = None
         self.forward: Stretch | None = None
         self.backward: Stretch | None = None
@@ -47,7 +50,7 @@ class Run:
     def hold(self, blocks: Sequence[tuple[str, nn.Module]]) -> None:
         """Have these blocks run or stand in, from their next forward pass on."""
         for i, (path, block) in enumerate(blocks):
-            is_run = i == 0 or i == len(blocks) - 1
+            is_run = not self.folds or i == 0 or i == len(blocks) - 1
             self.num_standing += not is_run
             call: Callable[..., Any] = self._run if is_run else self._stand_in
             block.__dict__["forward"] = functools.partial(call, path, block, block.forward)
@@ -113,7 +116,7 @@ class Run:
     @contextlib.contextmanager
     def _noting_kept(self, kept: set[int]) -> Iterator[None]:
         """A context in which the storages are noted that autograd keeps for the backward pass."""
-        if self.keeps_inputs:
+        if self.keeps_inputs or not self.folds:
             yield
             return
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -57,7 +58,7 @@ class Case:
             layout=layout,
             settings=replace(settings, global_batch_size=batch_size),
             sizes=tuple(len(part) or 1 for part in share.micro_batches(0, batch_size)),
-            samples=recipe.data()["train"],
+            samples=_train_split(_Same(recipe)),
         )
 
     def batch(self, num_samples: int) -> Any:
@@ -84,6 +85,25 @@ class Case:
         call: Call = lambda model: self.recipe.loss(model, batch)  # noqa: E731
         with META:
             return refusing_values(lambda: read_folded(module, call, NUM_EXAMPLES))
+
+
+class _Same:
+    """A recipe, equal to itself alone."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+
+    def __hash__(self) -> int:
+        return id(self.recipe)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and other.recipe is self.recipe
+
+
+@lru_cache(maxsize=1)
+def _train_split(same: _Same) -> Any:
+    """The samples of a recipe, made once for all of its ranks."""
+    return same.recipe.data()["train"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

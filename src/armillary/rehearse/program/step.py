@@ -74,13 +74,15 @@ class WatchedStepper(Stepper):
         self.ledger = ledger
 
     def update(self, loss: float, factor: float) -> tuple[bool, float | None]:
-        """As `Stepper.update`, after noting what gradients hold."""
+        """As `Stepper.update`, after noting what gradients hold; of a loss that is a mean, as most
+        are, the factor is 1.
+        """
         for parameter in self.model.parameters():
             if parameter.grad is not None:
                 number = self.ledger.number(plain(parameter.grad))
                 if number is not None:
                     self.ledger.call(number, "gradients")
-        return super().update(loss, factor)
+        return super().update(loss, 1.0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -110,8 +112,8 @@ def rehearse(program: Program, fake: FakeTensorMode, fold: bool) -> Rehearsed:
         num_run = pipeline.fewest(num_micro_batches) if fold else num_micro_batches
         pipeline.listen(num_run)
     runs: list[Run] = []
-    if fold and (pipeline is None or pipeline.runs_backward_whole(num_run)):
-        runs = _fold(program, ledger, watching)
+    if pipeline is None or pipeline.runs_backward_whole(num_run):
+        runs = _hold(program, ledger, watching, fold)
     with fake, noting_storage(ledger):
         for tensor in [*module.parameters(), *module.buffers()]:
             ledger.take(plain(tensor), "parameters")
@@ -156,18 +158,20 @@ def _step(program: Program, num_run: int) -> Step:
     )
 
 
-def _fold(program: Program, ledger: Ledger, watching: Watching) -> list[Run]:
-    """Have the equal blocks of this rank stand in for each other, where there are enough."""
+def _hold(program: Program, ledger: Ledger, watching: Watching, fold: bool) -> list[Run]:
+    """Have the blocks of this rank tell of their passes; equal ones stand in for each other where
+    there are enough of them.
+    """
     found = []
     keeps_inputs = program.case.layout.recompute != "none"
     for part in parts(program.module):
         here = dict(part.named_modules())
         for paths in program.runs:
             blocks = [(path, here[path]) for path in paths if _is_here(here.get(path))]
-            if len(blocks) >= LEAST_FOLDED:
-                run = Run(ledger, watching, keeps_inputs)
-                run.hold(blocks)
-                found.append(run)
+            folds = fold and len(blocks) >= LEAST_FOLDED
+            run = Run(ledger, watching, keeps_inputs=keeps_inputs, folds=folds)
+            run.hold(blocks)
+            found.append(run)
     return found
 
 

@@ -98,7 +98,8 @@ def _frames() -> Iterator[FrameType]:
 def answer(tensor: torch.Tensor) -> Any:
     """A number in place of what a tensor without memory would hold, where the step itself asks.
 
-    Losses, norms and counts that are asked for are 1, and flags are not set.
+    Losses, norms and counts that are asked for are a half, which no one clips, and flags are not
+    set.
 
     Raises: `SpecError` if the model asks: its program then depends on values.
     """
@@ -113,7 +114,7 @@ def answer(tensor: torch.Tensor) -> Any:
             if file.startswith(STEP):
                 break
             raise looks_at_values(LOOKS, file, frame.f_lineno)
-    return 1.0 if tensor.is_floating_point() and not is_scaling else 0
+    return 0.5 if tensor.is_floating_point() and not is_scaling else 0
 
 
 def looks_at_values(operator: str, file: str, line: int) -> SpecError:
