@@ -77,5 +77,5 @@ def _cures(what_ifs: Sequence[WhatIf], predicted_s: float) -> Iterator[str]:
         saved = 1 - one.predicted_step_s / predicted_s
         told = f"{span(one.predicted_step_s)}, {100 * saved:.1f} % less"
         yield f"what would shorten it: {one.words} ({told})"
-    if what_ifs and not better:
+    if not better and any(one.network != 1.0 for one in what_ifs):
         yield "neither faster links nor another placement of the axes would shorten it"
