@@ -27,14 +27,14 @@ def start(*words: str, launcher: tuple[str, ...] = ()) -> subprocess.Popen[str]:
     )
 
 
-def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
+def finish(process: subprocess.Popen[str], timeout_s: float = TIMEOUT_S) -> tuple[int, str]:
     """Exit code and all that was printed."""
     try:
-        out, err = process.communicate(timeout=TIMEOUT_S)
+        out, err = process.communicate(timeout=timeout_s)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, 9)
         out, err = process.communicate()
-        raise AssertionError(f"still running after {TIMEOUT_S:.0f} s\n{out}{err}") from None
+        raise AssertionError(f"still running after {timeout_s:.0f} s\n{out}{err}") from None
     return process.returncode, out + err
 
 

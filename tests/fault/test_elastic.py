@@ -18,6 +18,7 @@ from tests.fault.door import TROUBLE, finish, only_run, result, start, steps_don
 from tests.parity.runs import Bench, Result
 
 pytestmark = pytest.mark.slow
+AGAIN_S = 120.0
 WORDS = ("train", TROUBLE, "--layout", "data=2", "--set", "pause_s=0.15")
 
 
@@ -44,7 +45,7 @@ def test_torchrun_starts_a_lost_rank_again(bench: Bench, tmp_path: Path) -> None
     process = start(*WORDS, "--runs", str(tmp_path), launcher=launcher)
     wait_for(lambda: steps_done(tmp_path) >= 4, process)
     os.kill(_ranks_of(process.pid)[0], signal.SIGKILL)
-    exit_code, said = finish(process)
+    exit_code, said = finish(process, AGAIN_S)
     assert exit_code == 0, said
     assert len(result(tmp_path).events("resumed")) == 1
     whole = bench.train(TROUBLE, "data=2")
@@ -66,7 +67,7 @@ def test_a_lost_node_leaves_fewer_ranks_which_go_on(bench: Bench, tmp_path: Path
     second = start(*words, launcher=(*launcher, f"{conf}false"))
     wait_for(lambda: steps_done(tmp_path) >= 4, first)
     os.killpg(second.pid, signal.SIGKILL)
-    exit_code, said = finish(first)
+    exit_code, said = finish(first, AGAIN_S)
     finish(second)
     assert exit_code == 0, said
     assert "serial on 1 ranks, instead of data=2" in said
@@ -137,6 +138,6 @@ def test_a_link_that_is_cut_and_healed_changes_nothing(
         time.sleep(2.5)
         assert steps_done(tmp_path) <= done + 2, "nothing passes a link that is cut"
         subprocess.run([*link, "up"], check=True)
-        assert [finish(process)[0] for process in ranks] == [0, 0]
+        assert [finish(process, AGAIN_S)[0] for process in ranks] == [0, 0]
     assert only_run(tmp_path)
     assert result(tmp_path).losses == bench.train(TROUBLE, "data=2").losses

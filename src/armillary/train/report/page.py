@@ -162,7 +162,8 @@ def _events(record: Record) -> list[dict[str, str]]:
     events = record.events
     if len(events) > MOST_EVENTS:
         events = [event for event in events if event.get("what") != "best"][-MOST_EVENTS:]
-    tones = {"nan": "bad", "fallback": "bad", "stopped": "warn", "resumed": "warn", "best": "good"}
+    tones = dict.fromkeys(("nan", "fallback", "rolled-back"), "bad") | {"best": "good"}
+    tones |= dict.fromkeys(("stopped", "resumed", "restarted", "skipped", "straggler"), "warn")
     return [
         {
             "time": words.duration(event.get("time_s")),

@@ -134,7 +134,7 @@ def read_run(folder: Path) -> Record:
             checkpoints.append(line)
         elif kind == "event":
             events.append(line)
-            if line.get("what") == "resumed" and _is_count(line.get("step")):
+            if line.get("what") in ("resumed", "rolled-back") and _is_count(line.get("step")):
                 steps.undo(int(line["step"]))
                 evaluations = {k: v for k, v in evaluations.items() if k[0] <= int(line["step"])}
     return Record(
