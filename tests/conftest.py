@@ -75,9 +75,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         }
         if any(counts.values()):
             ran = counts["passed"] + counts["failed"]
-            told.append(f"{name} {f'in {ran} tests' if ran else 'NOT HERE, skipped'}")
+            told.append(f"{name} {f'({ran})' if ran else 'NOT HERE, skipped'}")
     if told:
-        terminalreporter.write_line(f"real launchers: {', '.join(told)}")
+        terminalreporter.write_line(f"tests under real launchers: {', '.join(told)}")
 
 
 @pytest.fixture(scope="session")
