@@ -29,6 +29,9 @@ SPLITTING_BACKWARD = ("interleaved_zero_bubble", "zbv", "dualpipev")
 """Schedules whose idle time is known for twice as many micro batches as ranks, and more; of fewer
 `train` takes another schedule (core/pipeline.py, axes/stages/driven.py)."""
 
+NO_LAYOUT = "is one of several, and there is no pipeline"
+"""What is found of places of a grid that are no layouts: the same one stands at another place."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Priced:
@@ -153,7 +156,7 @@ def micro_batches(
         ("degrees", "has more stages than blocks"): (
             (stages > 1) & (stages * per_rank > max(len(graph.chain) + 2 * counts_ends, 1))
         ),
-        ("schedule", "is one of several, and there is no pipeline"): (
+        ("schedule", NO_LAYOUT): (
             (stages == 1) & (grid.along("schedule", np.arange(len(grid.schedules))) > 0)
         ),
         ("schedule", "takes micro batches in rounds of the stages' number"): (
