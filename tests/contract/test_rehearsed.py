@@ -49,6 +49,7 @@ def test_every_axis_does_what_it_tells(name: str) -> None:
     assert not found, "\n".join(map(str, found))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "words"),
     [
@@ -77,6 +78,7 @@ def test_a_difference_is_told_with_its_module() -> None:
         differences(recipe, [replace(whole, num_stands_for=1)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "words"),
     [
@@ -104,8 +106,8 @@ def test_a_graph_read_folded_is_the_whole_graph() -> None:
     """Of a model of many equal blocks three are read, and the graph is the same."""
     import torch
 
-    for name in ("gpt", "moe", "cnn"):
-        recipe = load_recipe(name, {next(iter(SMALL[name])): "6"})
+    for name in ("gpt", "cnn"):
+        recipe = load_recipe(name, {next(iter(SMALL[name])): "5"})
         batch = torch.utils.data.default_collate([recipe.data()["train"][i] for i in range(2)])
         module = recipe.model()
 

@@ -146,9 +146,15 @@ def refusal_of(error: BaseException) -> SpecError | None:
     while traceback is not None:
         places.append((traceback.tb_frame.f_code.co_filename, traceback.tb_lineno))
         traceback = traceback.tb_next
-    of_model = [place for place in places if not place[0].startswith(NOT_THE_MODEL)]
+    of_model = [place for place in places if _is_of_a_model(place[0])]
     operator = str(getattr(error, "func", "") or LOOKS)
-    return looks_at_values(operator, *of_model[-1])
+    return looks_at_values(operator, *(of_model or places)[-1])
+
+
+def _is_of_a_model(file: str) -> bool:
+    """Whether a file is a recipe's or a library's, rather than torch's or of what reads models."""
+    is_ours = file.startswith(f"{OURS}/") and not file.startswith(f"{OURS / 'recipes'}/")
+    return not is_ours and not file.startswith(NOT_THE_MODEL)
 
 
 @contextlib.contextmanager
