@@ -283,7 +283,9 @@ def switch_rows(peers: Path, large: bool) -> list[Row]:
     rows = []
     names = {"all_reduce": "all-reduce", "all_to_all_single": "all-to-all"}
     for collective, name in names.items():
-        for num_ranks in (256, 1024, *((4096,) if large else ())):
+        # An all-to-all over 4,096 was stopped in ASTRA-sim after 160 s, at 2.6 GB and growing.
+        more = (4096,) if large and collective == "all_reduce" else ()
+        for num_ranks in (256, 1024, *more):
             case = f"{name}, nodes of 8 behind switches, 64 MiB"
             found = astra(peers, collective, num_ranks, 64 * MIB, (400.0, 50.0), 500.0)
             if found is not None:
