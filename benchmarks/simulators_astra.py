@@ -1,4 +1,4 @@
-"""One all-reduce in ASTRA-sim's analytical network: its inputs, written here, and what it says."""
+"""One collective in ASTRA-sim's analytical network: its inputs, written here, and what it says."""
 
 import json
 import re
@@ -8,7 +8,11 @@ from pathlib import Path
 from benchmarks.simulators_run import spent
 
 BINARY = "AstraSim_Analytical_Congestion_Unaware"
-ALL_REDUCE, COLLECTIVE = 0, 7  # numbers of its trace format, Chakra's et_def.proto
+KINDS = {
+    "all_reduce": 0,
+    "all_to_all_single": 6,
+}  # numbers of its trace format, Chakra's et_def.proto
+COLLECTIVE = 7
 
 
 def _varint(value: int) -> bytes:
@@ -28,22 +32,27 @@ def _attribute(name: bytes, field: int, value: int) -> bytes:
     return _text(10, _text(1, name) + _varint(field << 3) + _varint(value))
 
 
-def trace(size: int) -> bytes:
-    """A trace of one all-reduce of `size` bytes."""
-    node = _text(2, b"all_reduce") + _varint(3 << 3) + _varint(COLLECTIVE)
+def trace(collective: str, size: int) -> bytes:
+    """A trace of one collective of `size` bytes."""
+    node = _text(2, collective.encode()) + _varint(3 << 3) + _varint(COLLECTIVE)
     node += _attribute(b"is_cpu_op", 27, 0)
-    node += _attribute(b"comm_type", 9, ALL_REDUCE) + _attribute(b"comm_size", 9, size)
+    node += _attribute(b"comm_type", 9, KINDS[collective]) + _attribute(b"comm_size", 9, size)
     head = _text(1, b"0.0.4")
     return _varint(len(head)) + head + _varint(len(node)) + node
 
 
 def astra(
-    peers: Path, num_ranks: int, size: int, link_gb_per_s: tuple[float, ...], latency_ns: float
+    peers: Path,
+    collective: str,
+    num_ranks: int,
+    size: int,
+    link_gb_per_s: tuple[float, ...],
+    latency_ns: float,
 ) -> tuple[float, float, float] | None:
     """Predicted seconds, run seconds and bytes of memory over nodes of 8; none without ASTRA-sim.
 
     One network level for each of `link_gb_per_s`: a ring inside a node, halving and doubling
-    between nodes.
+    between nodes; an all-to-all is direct in both.
     """
     binary = peers / "bin" / BINARY
     if not binary.exists():
@@ -64,8 +73,10 @@ def astra(
             "endpoint-delay": 10,
             "active-chunks-per-dimension": 2,
             "preferred-dataset-splits": 4,
-            **dict.fromkeys(("all-reduce-implementation", "all-gather-implementation"), forms),
-            **dict.fromkeys(("reduce-scatter-implementation", "all-to-all-implementation"), forms),
+            "all-reduce-implementation": forms,
+            "all-gather-implementation": forms,
+            "reduce-scatter-implementation": forms,
+            "all-to-all-implementation": ["direct"] * len(counts),
             "collective-optimization": "localBWAware",
             "local-mem-bw": 3350,
             "boost-mode": 0,
@@ -73,7 +84,7 @@ def astra(
         (folder / "system.json").write_text(json.dumps(system))
         (folder / "memory.json").write_text('{"memory-type": "NO_MEMORY_EXPANSION"}')
         for rank in range(num_ranks):
-            (folder / f"one.{rank}.et").write_bytes(trace(size))
+            (folder / f"one.{rank}.et").write_bytes(trace(collective, size))
         text, run_s, memory = spent(
             [
                 str(binary),

@@ -40,6 +40,8 @@ def adaptive_ways(pairs: Index, offered: Array, num_units: int, seed: int, all_l
     short, part = _even(pairs, offered, (row, out, into, part), rows, short)
     direct = np.flatnonzero(short > 0)
     share = (1.0 - short[row]) * part
+    goes = share > 0
+    row, out, into, share = row[goes], out[goes], into[goes], share[goes]
     return Ways(
         trip=np.concatenate([direct, row, row]),
         link=np.concatenate([link[direct], out % (k * k), into % (k * k)]),
