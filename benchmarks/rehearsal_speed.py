@@ -49,7 +49,7 @@ def timed(call: Callable[[], object]) -> float:
 def row(name: str, words: str, graph: ModelGraph, machine: Machine) -> str:
     """A line of the table: one layout."""
     software, _ = as_it_runs(programs.load("armillary"), machine.device)
-    layout = Layout.parse(words)
+    layout = Layout.parse(f"{words},precision=bfloat16")
     grid = Grid.of(layout, tuple(discover()), layout.micro_batch_size or 1)
     load = workload_of(graph, machine, software, grid, BATCH)
     number = prod(load.degrees.values())

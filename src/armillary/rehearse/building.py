@@ -107,7 +107,7 @@ class _Builder:
                 while self.place[coordinate] < len(order) and self._may_run(coordinate):
                     self._add_pass(coordinate, order[self.place[coordinate]])
                     self.place[coordinate] += 1
-                    self._send_posted()
+                    self._send_posted(coordinate)
                     left -= 1
             assert left < before, "an order never waits for itself"
         for coordinate in range(self.degree):
@@ -194,19 +194,20 @@ class _Builder:
         if cost is None or cost.seconds <= 0:
             self.done[made] = end
             return
-        one = _Unsent(coordinate, direction, made, (made[0], to, run.micro_batch), cost, end)
+        wanted = (made[0], to, run.micro_batch)
+        one = _Unsent(coordinate, self._rank(to), direction, made, wanted, cost, end)
         if self.blocks:
             self.unsent[coordinate] = one
         else:
             self._send(one, None)
 
-    def _send_posted(self) -> None:
-        """Send what the other rank has come to wait for, of what is still unsent."""
-        for one in list(self.unsent.values()):
-            other = self._rank(one.to[1])
-            if self.place[other] >= self.turn[one.to]:
-                del self.unsent[one.coordinate]
-                self.sent[one.coordinate] = self._send(one, self.placing.last_computed(other))
+    def _send_posted(self, coordinate: int) -> None:
+        """Send what a rank has come to wait for, and what it has itself for one that waits."""
+        for near in (coordinate, coordinate - 1, coordinate + 1):
+            one = self.unsent.get(near)
+            if one is not None and self.place[one.other] >= self.turn[one.to]:
+                del self.unsent[near]
+                self.sent[near] = self._send(one, self.placing.last_computed(one.other))
 
     def _send(self, one: "_Unsent", posted: list[int] | None) -> list[int]:
         label = Label(
@@ -243,9 +244,10 @@ class _Builder:
 
 @dataclass(frozen=True, slots=True)
 class _Unsent:
-    """What the pass `made` has for the pass `to`, after the tasks `end`."""
+    """What the pass `made` has for the pass `to` of the rank `other`, after the tasks `end`."""
 
     coordinate: int
+    other: int
     direction: str
     made: tuple[str, int, int]
     to: tuple[str, int, int]

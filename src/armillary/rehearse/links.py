@@ -14,14 +14,16 @@ from functools import cached_property
 from itertools import zip_longest
 
 import numpy as np
+from numpy.typing import NDArray
 
 from armillary import networks
 from armillary.networks.rates import ENDLESS, with_endless_rates, with_rates
 from armillary.networks.spans import units_touched
-from armillary.rehearse.congestion import Congestion
+from armillary.rehearse.congestion import Congestion, Spans
 from armillary.spec import Machine, SpecError
 from armillary.spec.workload import Workload
 
+Ranks = NDArray[np.int64]
 SMALL_BYTES = 2.0**18
 """Of a smaller message the steps count, and not where its bytes go."""
 
@@ -103,7 +105,9 @@ class Links:
                 "every rank of a layout has a device of its own (rehearse/links.py)",
                 "plan for this machine anew, or name a larger one with --machine",
             )
-        self._known: dict[tuple[str, float, tuple[tuple[int, int], ...]], Cost] = {}
+        self._known: dict[tuple[str, float, Spans], Cost] = {}
+        self._by_form: dict[tuple[str, float, Spans], Cost] = {}
+        self._ranks: dict[tuple[str, int], Ranks] = {}
 
     @cached_property
     def units(self) -> list[int]:
@@ -117,24 +121,30 @@ class Links:
         inside = [i for i, one in enumerate(levels) if one.num_ranks <= self.machine.ranks_per_node]
         return len(inside)
 
-    def spans(self, group: Sequence[str]) -> tuple[tuple[int, int], ...]:
+    def spans(self, group: Sequence[str]) -> Spans:
         """Degree and stride of the axes of a group."""
         return tuple((self.degrees[a], self.strides[a]) for a in group if a in self.degrees)
 
-    def cost(self, collective: str, size: float, spans: tuple[tuple[int, int], ...]) -> Cost:
+    def cost(self, collective: str, size: float, spans: Spans) -> Cost:
         """What one collective costs, all groups of the job at it."""
         key = (collective, size, spans)
         if key not in self._known:
             self._known[key] = self._priced(*key)
         return self._known[key]
 
-    def _priced(self, collective: str, size: float, spans: tuple[tuple[int, int], ...]) -> Cost:
+    def _priced(self, collective: str, size: float, spans: Spans) -> Cost:
         cost = self._closed(collective, size, spans)
         ratio = self._ratio(collective, size, spans, cost.level)
         return cost if ratio == 1.0 else cost.on_flows(ratio)
 
-    def _closed(self, collective: str, size: float, spans: tuple[tuple[int, int], ...]) -> Cost:
+    def _closed(self, collective: str, size: float, spans: Spans) -> Cost:
         """What the closed form says."""
+        key = (collective, size, spans)
+        if key not in self._by_form:
+            self._by_form[key] = self._from_form(*key)
+        return self._by_form[key]
+
+    def _from_form(self, collective: str, size: float, spans: Spans) -> Cost:
         given = [(np.array([d]), np.array([s])) for d, s in spans]
         total_s = float(networks.seconds(self.machine, collective, size, spans))
         least_s = float(networks.seconds(self.endless, collective, size, spans))
@@ -153,9 +163,7 @@ class Links:
             at_s=tuple(max(one, 0.0) for one in at_s),
         )
 
-    def _ratio(
-        self, collective: str, size: float, spans: tuple[tuple[int, int], ...], level: int
-    ) -> float:
+    def _ratio(self, collective: str, size: float, spans: Spans, level: int) -> float:
         """How many times longer flows take on the wire, of what crosses nodes."""
         if self.congestion is None or level < self.first_between or size < SMALL_BYTES:
             return 1.0
@@ -179,15 +187,14 @@ class Links:
                 return index
         return len(self.machine.levels) - 1
 
-    def ranks_at(self, axis: str, coordinate: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    def ranks_at(self, axis: str, coordinate: int) -> Ranks:
         """All ranks of the job with this coordinate along `axis`; all where there is no axis."""
-        ranks = np.arange(self.num_ranks)
-        if not axis:
-            return ranks
-        found: np.ndarray[tuple[int], np.dtype[np.int64]] = ranks[
-            ranks // self.strides[axis] % self.degrees[axis] == coordinate
-        ]
-        return found
+        if (axis, coordinate) not in self._ranks:
+            ranks = np.arange(self.num_ranks)
+            if axis:
+                ranks = ranks[ranks // self.strides[axis] % self.degrees[axis] == coordinate]
+            self._ranks[axis, coordinate] = ranks
+        return self._ranks[axis, coordinate]
 
     # ----------------------------------------------------------------------------------- sharing
     def boost(self, cost: Cost) -> float:
