@@ -69,6 +69,7 @@ def kill_a_run(
 ) -> Faults:
     """Train undisturbed and disturbed in `folder`; how they compare."""
     words = ["--layout", layout, "--set", f"epochs={epochs}", "--set", f"pause_s={pause_s}"]
+    words += ["--set", f"restarts={num_kills}"]  # some kills in succession come while it starts
     alone = Command(["train", str(CASE), "--runs", str(folder / "alone"), *words])
     alone.finish()
     moments, started_s = random.Random(seed), time.monotonic()
@@ -80,7 +81,7 @@ def kill_a_run(
         if not _inject(disturbed, kind, moments, folder / "killed"):
             break
         faults.injected[kind] += 1
-        if kind == "agent":
+        if disturbed.process.poll() is not None:
             disturbed = _as_a_batch_system(folder / "killed", disturbed)
     disturbed.finish()
     faults.wall_s = time.monotonic() - started_s
@@ -108,7 +109,9 @@ class Command:
             raise SystemExit(f"{self.words}: {self.process.returncode}\n{said.decode()}")
 
     def ranks(self) -> list[int]:
-        """The processes of its ranks, in the order of their start: its grandchildren."""
+        """The processes of its ranks, in the order of their start: its grandchildren, or itself."""
+        if "data=1" in self.words:
+            return [self.process.pid]
         parents = dict(_parents())
         servers = {pid for pid, parent in parents.items() if parent == self.process.pid}
         return sorted(pid for pid, parent in parents.items() if parent in servers)
@@ -126,7 +129,8 @@ def _parents() -> Iterator[tuple[int, int]]:
 
 def _inject(command: Command, kind: str, moments: random.Random, runs: Path) -> bool:
     """Wait for the moment and kill; False if the run was over before it came."""
-    if not _wait(command, lambda: len(command.ranks()) >= 2):
+    least = 1 if "data=1" in command.words else 2
+    if not _wait(command, lambda: len(command.ranks()) >= least):
         return False
     if kind != "starting":
         saved = _newest(runs)
@@ -140,7 +144,7 @@ def _inject(command: Command, kind: str, moments: random.Random, runs: Path) -> 
     ):
         return False
     ranks = command.ranks()
-    if kind == "agent":
+    if kind == "agent" or ranks == [command.process.pid]:
         os.kill(command.process.pid, signal.SIGKILL)
         command.process.wait()
         return True
@@ -154,7 +158,8 @@ def _inject(command: Command, kind: str, moments: random.Random, runs: Path) -> 
 def _as_a_batch_system(runs: Path, killed: Command) -> Command:
     """Start the command again: with --resume once anything was saved, else as it was."""
     if _newest(runs) >= 0:
-        return Command(["train", "--resume", str(_only(runs))])
+        layout = killed.words[killed.words.index("--layout") + 1]
+        return Command(["train", "--resume", str(_only(runs)), "--layout", layout])
     return Command(killed.words)
 
 

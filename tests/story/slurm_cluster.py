@@ -58,6 +58,7 @@ def cluster(folder: Path) -> Iterator[dict[str, str]]:
                 daemon.wait(timeout=10)
             except subprocess.TimeoutExpired:
                 daemon.kill()
+                daemon.wait()
 
 
 def _wait(condition: Callable[[], bool]) -> None:

@@ -111,6 +111,7 @@ def join(layout: Layout, device_name: str = "auto", seat: Seat | None = None) ->
     dist.init_process_group(
         _backends(device),
         init_method=seat.meeting,
+        store=seat.store,
         rank=-1 if seat.rank is None else seat.rank,
         world_size=-1 if seat.world_size is None else seat.world_size,
         timeout=COLLECTIVE_TIMEOUT,

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from armillary.spec import SpecError
 from armillary.step.seat import Seat
+from armillary.train.again import agent_serves, meet_anew
 from armillary.train.launchers import Place
 
 if TYPE_CHECKING:
@@ -28,6 +29,13 @@ LINGER_S = 5.0
 
 def seat_of(place: Place | None) -> Seat:
     """Where this process joins the process group, as `armillary.step.world.join` takes it."""
+    if place is not None and place.world_size > 1 and agent_serves(place):
+        return Seat(
+            local_rank=place.local_rank,
+            rank=place.rank,
+            world_size=place.world_size,
+            store=meet_anew(place),
+        )
     if place is None or place.has_store:
         return Seat.of_torch(os.environ)
     return Seat(

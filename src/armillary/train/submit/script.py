@@ -20,8 +20,8 @@ LOST_RANKS = """\
 # where the run is done (0), has bad input (2), a loss that is not finite (3), or was told to leave.
 case "$code" in 0|2|3|75) break ;; esac
 saved_now=$(ls -d "$job"/runs/*/checkpoints/step-* 2>/dev/null | tail -n 1)
-if [ "${again:-no}" = yes ] || [ -z "$saved_now" ]; then break; fi
-if [ "$saved_now" = "$saved_before" ]; then break; fi
+[ "${again:-no}" = yes ] && break
+if [ -z "$saved_now" ] || [ "$saved_now" = "$saved_before" ]; then break; fi
 saved_before=$saved_now
 echo "ranks were lost (exit code $code): they are started again"
 done"""
