@@ -45,13 +45,14 @@ class Run:
         self.gradients: dict[str, Like] = {}
         self.input_gradients: list[Like | None] = []
         self.under_way: list[str] = []
-        self.num_standing = 0
+        self.standing: list[tuple[nn.Module, nn.Module]] = []  # beside the last, which is run
 
     def hold(self, blocks: Sequence[tuple[str, nn.Module]]) -> None:
         """Have these blocks run or stand in, from their next forward pass on."""
         for i, (path, block) in enumerate(blocks):
             is_run = not self.folds or i == 0 or i == len(blocks) - 1
-            self.num_standing += not is_run
+            if not is_run:
+                self.standing.append((block, blocks[-1][1]))
             call: Callable[..., Any] = self._run if is_run else self._stand_in
             block.__dict__["forward"] = functools.partial(call, path, block, block.forward)
 

@@ -131,6 +131,11 @@ class Ledger:
             self.held[number].category = category
         return number
 
+    def take_as(self, size: int, category: str) -> None:
+        """Note memory that is held from now on, of which there is no tensor."""
+        self.held.append(Held(size, len(self.marks), category=category))
+        self.note("take", len(self.held) - 1)
+
     def number(self, tensor: torch.Tensor) -> int | None:
         """The number of what `tensor` holds, if it was noted."""
         return self.known.get(tensor.untyped_storage()._cdata)
