@@ -111,6 +111,7 @@ class Watch:
         if self._told:
             return
         self._told = True
+        faulthandler.cancel_dump_traceback_later()
         with contextlib.suppress(OSError):
             sys.stderr.write(f"{self._in_words(waited_s)}\n")
             self._write(waited_s)
