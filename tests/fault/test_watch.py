@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -59,6 +61,29 @@ def test_a_rank_that_is_stopped_is_ended_and_started_again(bench: Bench, tmp_pat
     assert exit_code == 0, said
     assert "rank 0: no progress for" in said and "starting the ranks again" in said
     assert result(tmp_path).losses == bench.train(TROUBLE, "data=2").losses
+
+
+STUCK = """
+import ctypes, sys, time
+from armillary.train.watch import Watch
+
+watch = Watch(rank=3, hang_steps=5, least_s=0.5, ends=True)
+with watch.watching(None):
+    for step in range(1, 6):
+        time.sleep(0.02)
+        watch.stepped(step, 0.02)
+    time.sleep(0.3)  # for its thread to look
+    watch.tick("the end", float("inf") if sys.argv[1] == "allowed" else 0.0)
+    ctypes.PyDLL(None).sleep(20) if sys.argv[1] == "in C" else time.sleep(2)
+"""
+
+
+@pytest.mark.parametrize(("how", "exit_code"), [("asleep", 71), ("in C", 1), ("allowed", 0)])
+def test_what_hangs_is_ended_whatever_it_hangs_in(how: str, exit_code: int) -> None:
+    """Code in C that keeps the interpreter to itself stops every thread of it."""
+    done = subprocess.run([sys.executable, "-c", STUCK, how], capture_output=True, text=True)
+    assert done.returncode == exit_code, done.stderr
+    assert ("most recent call first" in done.stderr) == (exit_code != 0)
 
 
 @pytest.mark.parametrize("layout", ["", "data=2"])

@@ -83,8 +83,8 @@ class Trainer:
         if outcome.exit_code == FINISHED and "test" in self.outfit.splits:
             self._test()
         self.journal.event(outcome.num_steps, "ended", outcome.message)
+        self.watch.tick("the end", float("inf"))
         if self.mirror is not None:
-            self.watch.tick("store", float("inf"))
             self._say_all(self.mirror.finish())
         return outcome
 

@@ -96,7 +96,10 @@ class Watch:
             waited_s, limit_s = time.monotonic() - self._last_s, self.limit_s
             if waited_s > limit_s:
                 self._leave_stack(waited_s)
-            elif self.ends and limit_s < float("inf") and time.monotonic() > armed_s:
+            elif limit_s == float("inf"):
+                faulthandler.cancel_dump_traceback_later()
+                armed_s = 0.0
+            elif self.ends and time.monotonic() > armed_s:
                 # If the interpreter itself is stuck, this thread is too.
                 faulthandler.dump_traceback_later(STUCK_FACTOR * limit_s + 2 * POLL_S, exit=True)
                 armed_s = time.monotonic() + limit_s / 4
@@ -108,6 +111,7 @@ class Watch:
         if self._told:
             return
         self._told = True
+        faulthandler.cancel_dump_traceback_later()
         with contextlib.suppress(OSError):
             sys.stderr.write(f"{self._in_words(waited_s)}\n")
             self._write(waited_s)
