@@ -42,8 +42,8 @@ class Samples:
         return sample
 
 
-def model(width: int = 8) -> nn.Module:
-    return nn.Sequential(nn.Linear(4, width), nn.Dropout(0.2), nn.Linear(width, 1))
+def model(width: int = 8, dropout: float = 0.2) -> nn.Module:
+    return nn.Sequential(nn.Linear(4, width), nn.Dropout(dropout), nn.Linear(width, 1))
 
 
 def data(trouble: str = "", flag: str = "", pause_s: float = 0.0) -> dict[str, Samples]:
