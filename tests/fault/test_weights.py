@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from armillary.spec import SpecError
 from tests.fault.door import TROUBLE
@@ -35,10 +36,9 @@ def test_a_run_is_exported_and_begun_from(bench: Bench, tmp_path: Path) -> None:
         assert written["tensors"] == len(wanted)
         found = read_weights(tmp_path / name)
         assert all(torch.equal(found[key], tensor) for key, tensor in wanted.items())
-    reader = pytest.importorskip("safetensors.torch")
-    found = reader.load_file(tmp_path / "model.safetensors")
+    found = load_file(tmp_path / "model.safetensors")
     assert all(torch.equal(found[key], tensor) for key, tensor in wanted.items())
-    reader.save_file(found, tmp_path / "theirs.safetensors")
+    save_file(found, tmp_path / "theirs.safetensors")
     assert read_weights(tmp_path / "theirs.safetensors").keys() == wanted.keys()
     assert torch.load(tmp_path / "model.pt", weights_only=True).keys() == wanted.keys()
 
@@ -49,13 +49,12 @@ def test_a_run_begins_from_weights(bench: Bench, tmp_path: Path, layout: str) ->
 
     from armillary.spec import Layout
     from armillary.train.request import new_request
-    from armillary.train.weights import write_safetensors
     from tests.parity.ranks import train_as_rank
 
     case = str(Path(__file__).parents[1] / "parity" / "cases" / "blocks.py")
     alone = bench.train(case, "precision=float64", max_steps=1)
     path = tmp_path / "begin.safetensors"
-    write_safetensors(path, alone.parameters(), {})
+    save_file({name: tensor.clone() for name, tensor in alone.parameters().items()}, path)
     request = new_request(
         case,
         layout=Layout.parse(f"{layout},precision=float64"),
@@ -94,10 +93,10 @@ def _empty(path: Path) -> None:
 
 @pytest.mark.parametrize("damage", [_cut, _long_header, _outside, _empty])
 def test_a_damaged_file_of_weights_is_refused(tmp_path: Path, damage: Any) -> None:
-    from armillary.train.weights import read_weights, write_safetensors
+    from armillary.train.weights import read_weights
 
     path = tmp_path / "model.safetensors"
-    write_safetensors(path, {"a": torch.ones(8)}, {})
+    save_file({"a": torch.ones(8)}, path)
     damage(path)
     with pytest.raises(SpecError, match="--weights"):
         read_weights(path)

@@ -1,19 +1,13 @@
-"""Weights in and out of a run: safetensors, or one plain state_dict. No recipe is run for it.
+"""Weights in and out of a run: safetensors, or one plain state_dict. No recipe is run for it."""
 
-The format of safetensors is eight bytes of the header's length, the header in JSON with the dtype,
-shape and place of every tensor, and the bytes. Source: the format's own description, "Safetensors",
-Hugging Face, github.com/huggingface/safetensors, README, section "Format".
-"""
-
-import json
-import pickle
-import struct
 from collections.abc import Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
-import numpy as np
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from armillary.axes import DrivesSteps
@@ -21,21 +15,6 @@ from armillary.spec import SpecError
 from armillary.train.run_folder import RunFolder
 from armillary.train.saved import best_step, checkpoint_path, find_fault, load, newest_whole
 
-DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
-NAMES = {dtype: name for name, dtype in DTYPES.items()}
-LONGEST_HEADER = 100_000_000
-"""Source: the limit of the format's own reader."""
 SUFFIXES = (".safetensors", ".pt")
 
 Tensors = dict[str, torch.Tensor]
@@ -54,10 +33,7 @@ def export(run: Path, to: Path, *, step: int | None = None) -> dict[str, Any]:
     chosen = _chosen(folder, step)
     tensors = read_model(checkpoint_path(folder, chosen))
     to.parent.mkdir(parents=True, exist_ok=True)
-    if to.suffix == ".pt":
-        torch.save(tensors, to)
-    else:
-        write_safetensors(to, tensors, {"run": run.name, "step": str(chosen)})
+    _write(to, tensors, {"run": run.name, "step": str(chosen)})
     sizes = [t.numel() * t.element_size() for t in tensors.values()]
     return {"run": str(run), "step": chosen, "to": str(to), "tensors": len(sizes)} | {
         "bytes": sum(sizes)
@@ -121,18 +97,11 @@ def read_weights(path: Path) -> Tensors:
     _check_suffix(path, "--weights")
     try:
         if path.suffix == ".safetensors":
-            return read_safetensors(path)
+            return load_file(path)
         found = torch.load(path, map_location="cpu", weights_only=True)
         if not isinstance(found, dict) or not all(torch.is_tensor(t) for t in found.values()):
             raise ValueError("no dict of tensors")
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        TypeError,
-        RuntimeError,
-        pickle.UnpicklingError,
-    ) as error:
+    except (OSError, ValueError, RuntimeError, UnpicklingError, SafetensorError) as error:
         raise SpecError(
             "--weights",
             f"{path}: {str(error).splitlines()[0]}",
@@ -142,58 +111,14 @@ def read_weights(path: Path) -> Tensors:
     return found
 
 
-def write_safetensors(path: Path, tensors: Tensors, about: dict[str, str]) -> None:
-    """Write `tensors` to a file, with words about them."""
-    header: dict[str, Any] = {"__metadata__": about}
-    start = 0
-    for name, tensor in tensors.items():
-        stop = start + tensor.numel() * tensor.element_size()
-        header[name] = {
-            "dtype": NAMES[tensor.dtype],
-            "shape": [*tensor.shape],
-            "data_offsets": [start, stop],
-        }
-        start = stop
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
+def _write(path: Path, tensors: Tensors, about: dict[str, str]) -> None:
+    """Write `tensors` to a file, whole or not at all, with words about them."""
     partial = path.with_name(f".{path.name}.partial")
-    with partial.open("wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        for tensor in tensors.values():
-            file.write(
-                tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
-            )
+    if path.suffix == ".pt":
+        torch.save(tensors, partial)
+    else:
+        save_file({name: t.contiguous() for name, t in tensors.items()}, partial, about)
     partial.replace(path)
-
-
-def read_safetensors(path: Path) -> Tensors:
-    """The tensors in a file, mapped and not read: a rank reads what it takes.
-
-    Raises: `ValueError` or `KeyError` if the file is none, or is cut off.
-    """
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        length = struct.unpack("<Q", file.read(8).ljust(8, b"\0"))[0]
-        if length > min(size - 8, LONGEST_HEADER):
-            raise ValueError("the header is longer than the file")
-        header = json.loads(file.read(length))
-    values = (
-        np.memmap(path, dtype=np.uint8, mode="c", offset=8 + length)
-        if size > 8 + length
-        else (np.empty(0, np.uint8))
-    )
-    found = {}
-    for name, entry in header.items():
-        if name == "__metadata__":
-            continue
-        start, stop = entry["data_offsets"]
-        dtype = DTYPES[entry["dtype"]]
-        expected = int(np.prod(entry["shape"], dtype=np.int64)) * dtype.itemsize
-        if not 0 <= start <= stop <= len(values) or stop - start != expected:
-            raise ValueError(f"{name} lies outside the file")
-        part = torch.from_numpy(values[start:stop].copy() if start % 8 else values[start:stop])
-        found[name] = part.view(dtype).reshape(entry["shape"])
-    return found
 
 
 def _check_suffix(path: Path, option: str) -> None:
