@@ -42,8 +42,9 @@ def _goes_on(slurm: dict[str, str], home: Path, number: str) -> None:
 
     def is_over() -> bool:
         if "PENDING" in told(["squeue", "-h", "-j", number, "-o", "%T"], slurm):
-            # Slurm itself would let it wait for two minutes.
-            told(["scontrol", "update", f"jobid={number}", "starttime=now"], slurm)
+            # Slurm itself would let it wait for two minutes; it may have begun in this moment.
+            hurry = ["scontrol", "update", f"jobid={number}", "starttime=now"]
+            subprocess.run(hurry, env=environment(**slurm), capture_output=True, timeout=60)
         return f"finished: {NUM_STEPS} steps" in log.read_text()
 
     wait_for(is_over, "the end of the run")
@@ -67,7 +68,14 @@ def test_a_node_that_goes_down_is_survived(slurm: dict[str, str], tmp_path: Path
     home, number = _submit(slurm, tmp_path)
     told(["scontrol", "update", "nodename=n2", "state=down", "reason=test"], slurm)
     wait_for(lambda: "PENDING" in told(["squeue", "-h", "-o", "%T"], slurm), "the requeue")
-    told(["scontrol", "update", "nodename=n2", "state=resume"], slurm)
+
+    def is_back() -> bool:
+        """A node may come back by itself, and is then not to be resumed."""
+        if "down" in told(["sinfo", "-h", "-n", "n2", "-o", "%T"], slurm):
+            told(["scontrol", "update", "nodename=n2", "state=resume"], slurm)
+        return "idle" in told(["sinfo", "-h", "-n", "n2", "-o", "%T"], slurm)
+
+    wait_for(is_back, "the node's return")
     _goes_on(slurm, home, number)
 
 
