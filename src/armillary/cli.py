@@ -172,7 +172,8 @@ def verify(
         list[str] | None, typer.Option(help="A layout to prove: data=2,tensor=2. Repeatable.")
     ] = None,
     plan: Annotated[
-        Path | None, typer.Option(help="A JSON file of a layout, or with one under 'layout'.")
+        Path | None,
+        typer.Option(help="A plan or layout to prove; of more than 8 ranks, its axes at degree 2."),
     ] = None,
     all_up_to: Annotated[
         int,

@@ -91,10 +91,10 @@ def as_run(words: str) -> tuple[Layout, int]:
     layout = replace(Layout.parse(words), precision="float64")
     if "pipeline" not in layout.degrees:
         return layout, NUM_SAMPLES * NUM_MICRO_BATCHES
-    shares = 1
-    for name, degree in layout.degrees.items():
-        shares *= degree if discover()[name].splits_batch else 1
-    return replace(layout, micro_batch_size=NUM_SAMPLES), NUM_SAMPLES * NUM_MICRO_BATCHES * shares
+    from armillary.step.world import count_shares
+
+    batch_size = NUM_SAMPLES * NUM_MICRO_BATCHES * count_shares(layout)
+    return replace(layout, micro_batch_size=NUM_SAMPLES), batch_size
 
 
 def found(by_rank: list[Counter[Message]]) -> Totals:

@@ -55,12 +55,14 @@ def test_threes_are_told_in_few_lines() -> None:
         }
     )
     others = [name for name in table({})[0][1:] if name != "expert"]
-    assert rows[0] == ["data, sharded, tensor", "WRONG: odd"]
+    assert rows[0] == ["data, sharded, tensor", "WRONG: odd; equal: plain, routed"]
     assert ["expert and any two of " + ", ".join(others), "routed"] in rows
     [head, *rows] = threes({"routed": of_threes(lambda axes: EQUAL)})
     assert rows == [["any three of " + ", ".join(table({})[0][1:]), "routed"]]
     assert "any three of `pipeline`, `data`" in markdown([head, *rows])
     assert threes({"routed": []}) == []
+    few = of_threes(lambda axes: EQUAL if axes == lost else REFUSED)
+    assert threes({"odd": few})[1:] == [["data, sharded, tensor", "odd"], ["all others", "refused"]]
 
 
 def test_a_reason_is_told_once_with_its_layouts() -> None:

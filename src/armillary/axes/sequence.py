@@ -58,7 +58,8 @@ class SequenceAxis:
                 self._refuse(
                     layouts,
                     everywhere,
-                    f"degree {{degree}} for {graph.name}, where {graph.recurrent[0]} is recurrent",
+                    f"degree {{degree}} for {graph.name}, of which {graph.recurrent[0]} is a "
+                    "recurrent layer",
                     "a recurrent module takes one position after another",
                     "use data={degree}, or attention in its place",
                 )

@@ -41,7 +41,7 @@ def table(findings: Mapping[str, Sequence[Finding]]) -> Rows:
     """What composes with what, as rows of words: axes by axes, the recipes proven in each cell.
 
     A cell names the recipes whose layout of the two axes (on the diagonal: of one) was proven
-    equal; "refused" where every recipe was refused, and a wrong one is named as such.
+    equal; "refused" where every recipe was refused, and wrong ones are named as such, first.
     """
     names = _names()
     rows = [["", *names]]
@@ -61,7 +61,10 @@ def threes(findings: Mapping[str, Sequence[Finding]]) -> Rows:
         if cell := _cell(findings, set(chosen)):
             groups.setdefault(cell, []).append(chosen)
     order = sorted(groups, key=lambda cell: (not cell.startswith(WRONG), -cell.count(",")))
-    rows = [[line, cell] for cell in order for line in _describe(groups[cell])]
+    rows = [[line, cell] for cell in order if cell != REFUSED for line in _describe(groups[cell])]
+    if REFUSED in groups:
+        refused = _describe(groups[REFUSED])
+        rows.append([refused[0] if len(refused) == 1 else "all others", REFUSED])
     return [["three axes at once", "recipes"], *rows] if rows else []
 
 
@@ -94,8 +97,9 @@ def _cell(findings: Mapping[str, Sequence[Finding]], axes: set[str]) -> str:
     wrong = [r for r, s in states.items() if any(state not in (EQUAL, REFUSED) for state in s)]
     proven = [r for r, s in states.items() if EQUAL in s and r not in wrong]
     if wrong:
-        return f"{WRONG}: {', '.join(wrong)}"
-    return ", ".join(proven) or ("refused" if any(states.values()) else "")
+        others = f"; equal: {', '.join(proven)}" if proven else ""
+        return f"{WRONG}: {', '.join(wrong)}{others}"
+    return ", ".join(proven) or (REFUSED if any(states.values()) else "")
 
 
 def refusals(findings: Sequence[Finding]) -> list[tuple[str, list[str]]]:

@@ -1,9 +1,7 @@
 """What torch keeps of a mesh after its process groups are gone, given back between two layouts.
 
 DTensor remembers by mesh how it placed every operator, and a mesh that is remembered keeps its
-groups: four threads and as many sockets each, on every rank, for every layout that was proven. A
-layout with an equal mesh would also be given the groups of the one before, on those ranks only that
-had placed the operator.
+groups: two threads a group, and sockets, on every rank, for every layout that was proven.
 """
 
 import functools

@@ -17,6 +17,7 @@ from armillary.verify.compare import TOLERANCE, Difference, compare
 from armillary.verify.program import Trace
 from armillary.verify.ranks import Ranks, RanksFailed
 
+TIMEOUT_S = 600.0
 Returned = nn.Module | Mapping[str, Any]
 
 
@@ -53,13 +54,15 @@ def verify(
     *,
     ranks: int = 4,
     tolerance: float = TOLERANCE,
+    timeout_s: float = TIMEOUT_S,
 ) -> Verdict:
     """The verdict on `parallel`, run on `ranks` processes of this machine, against `serial`.
 
     Each function takes nothing, seeds and builds its own model, runs forward and backward (with as
     many optimiser steps as it likes), and returns the module, of which every parameter, gradient
     and buffer is compared, or a mapping of names to tensors. `parallel` finds torch.distributed
-    initialised with gloo, one thread a rank. Use float64: the tolerance is meant for it.
+    initialised with gloo, one thread a rank. Use float64: the tolerance is meant for it. A function
+    that has not ended after `timeout_s` has failed.
 
     Raises: `SpecError` if the functions cannot be sent to another process, fail, or return
     something else.
@@ -67,7 +70,7 @@ def verify(
     Example (in a file that is run as a script, under `if __name__ == "__main__":`):
         print(armillary.verify(train_serially, train_on_ranks, ranks=4))
     """
-    with Ranks() as pool:
+    with Ranks(timeout_s) as pool:
         try:
             expected = pool.run(1, _trace, serial)[0]
             found = pool.run(ranks, _trace, parallel)

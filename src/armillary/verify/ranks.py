@@ -21,6 +21,8 @@ from armillary.verify.meshes import start_forgetting
 
 JOB_TIMEOUT_S = 120.0
 GRACE_S = 2.0
+PORT_TRIES = 3
+TAKEN = "EADDRINUSE"  # torch's word where a port has been taken since it was found free
 CAN_FORK = sys.platform == "linux"
 PRELOADED = [
     "armillary.verify.program",
@@ -64,7 +66,20 @@ class Ranks:
         self._pipes: list[Any] = []
 
     def run(self, num_ranks: int, function: Callable[..., Any], *args: Any) -> list[Any]:
-        """What `function(*args)` returns on each of `num_ranks` ranks."""
+        """What `function(*args)` returns on each of `num_ranks` ranks.
+
+        Raises: `RanksFailed` if one of them fails. That another program took the port on which the
+        ranks were to meet is no failure of theirs: they then meet on another.
+        """
+        for _ in range(PORT_TRIES - 1):
+            try:
+                return self._run(num_ranks, function, *args)
+            except RanksFailed as failed:
+                if not any(TAKEN in text for text in failed.tracebacks.values()):
+                    raise
+        return self._run(num_ranks, function, *args)
+
+    def _run(self, num_ranks: int, function: Callable[..., Any], *args: Any) -> list[Any]:
         self._grow_to(num_ranks)
         port = _free_port()
         for rank, pipe in enumerate(self._pipes[:num_ranks]):

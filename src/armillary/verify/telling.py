@@ -100,14 +100,15 @@ def print_proof(proof: Proof) -> None:
 def _remark(finding: Finding) -> str:
     if finding.state == EQUAL:
         return ""
+    suspected = f"suspected: {', '.join(finding.suspects)}"
     if not finding.differences:
-        return finding.reason.partition("\n")[0]
+        return f"{finding.reason}; {suspected}"
     worst = [
         f"{d.kind} {d.name}: {d.difference:.1e} on rank {d.rank}; {d.pattern}"
         for d in finding.differences[:NUM_SHOWN]
         if not d.difference <= TOLERANCE
     ]
-    return "\n".join([f"suspected: {', '.join(finding.suspects)}", *worst])
+    return "\n".join([suspected, *worst])
 
 
 def print_composition(rows: Sequence[Sequence[str]]) -> None:

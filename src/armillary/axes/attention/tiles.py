@@ -221,7 +221,9 @@ def _fused(q_BHQD: "Tensor", v_BKCD: "Tensor") -> "_Fused | None":
             aten._scaled_dot_product_flash_attention_for_cpu_backward,
             extras=False,
         )
-    if q_BHQD.device.type == "cuda" and q_BHQD.dtype in halves and q_BHQD.shape[-1] <= 256:
+    size = q_BHQD.shape[-1]
+    is_served = q_BHQD.dtype in halves and size <= 256 and size % 8 == 0
+    if q_BHQD.device.type == "cuda" and is_served:
         return _Fused(
             aten._scaled_dot_product_flash_attention,
             aten._scaled_dot_product_flash_attention_backward,
