@@ -12,7 +12,7 @@ MEGATRON = (
     "megatron-2023-balanced",
     "megatron-2023-unfused",
 )
-DEEPSPEED = ("megatron-deepspeed-2022",)
+DEEPSPEED = ("megatron-deepspeed-2022", "megatron-deepspeed-2022-blocking")
 CORE = ("megatron-core-2025", "megatron-core-2026")
 FSDP = ("torch-fsdp-2023", "llm-foundry-2023", "armillary")
 COMPILED = ("torch-fsdp2-2025",)

@@ -33,7 +33,8 @@ def bytes_by_category(
             (replace(dealt.middle, blocks=dealt.middle.blocks * is_there), dealt.fuller_from)
         )
     ranks = [
-        _of_rank(graph, parts, at, kept_at(n, grid, micro), software, grid) for at, n in places
+        _of_rank(graph, parts, place, kept_at(rank, grid, micro), software, grid)
+        for place, rank in places
     ]
     fullest = ranks[0]
     for rank in ranks[1:]:

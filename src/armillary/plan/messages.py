@@ -1,16 +1,18 @@
 """Seconds that the axes' messages take, over a grid: `traffic` of each axis, priced by networks."""
 
 from collections import defaultdict
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from armillary.axes import discover
+from armillary.axes import Axis, discover
+from armillary.axes.stages.balance import stages_per_rank
 from armillary.plan.grid import Column, Grid
 from armillary.plan.lanes import Lanes, Learnt
 from armillary.plan.software import Software
-from armillary.plan.traffic import sent_along
+from armillary.plan.traffic import Sent, sent_along
 from armillary.spec import ModelGraph
 
 Kind = tuple[str, str, str]
@@ -46,7 +48,7 @@ def price_messages(
         if not global_batch_size or not (grid.degrees.get(name, np.ones(1)) > 1).any():
             continue
         known: dict[Any, Column] = {}
-        for one in sent_along(axis, graph, grid, global_batch_size, learnt.reads):
+        for one in sent_by(axis, graph, software, grid, global_batch_size, learnt.reads):
             kind = (name, one.transfer.carries, one.transfer.hidden_behind)
             size = one.bytes * scale(one.transfer.carries, graph, software, grid)
             sent = (one.transfer.collective, one.transfer.group, size.shape, size.tobytes())
@@ -57,6 +59,37 @@ def price_messages(
             counts[kind] = counts[kind] + one.per_step
             rounds[kind] = np.maximum(rounds[kind], one.rounds)
     return Messages(dict(times), dict(sizes), dict(counts), dict(rounds))
+
+
+def sent_by(
+    axis: Axis,
+    graph: ModelGraph,
+    software: Software,
+    grid: Grid,
+    global_batch_size: int,
+    reads: dict[str, set[str]],
+) -> Iterator[Sent]:
+    """What `axis` sends in a step as the program does; `graph` is folded, `reads` of `Learnt`."""
+    told = _between_stages(software, grid) if axis.splits_module else grid
+    is_left_out = software.deals == "with ends" and axis.splits_module
+    rounds = grid.along("schedule", [float(stages_per_rank(s, n)) for s, n in grid.schedules])
+    for one in sent_along(axis, graph, told, global_batch_size, reads):
+        if is_left_out and one.transfer.carries == "activations":
+            one = replace(one, per_step=one.per_step * rounds)
+        yield one
+
+
+def _between_stages(software: Software, grid: Grid) -> Grid:
+    """`grid` as a program's stages send: each rank of a tensor group its own part, and what is
+    before and after the blocks may be stages, which no cut of the blocks alone is: there a micro
+    batch is told to go round the ranks once.
+    """
+    regions, schedules = grid.regions, grid.schedules
+    if software.slices_sends:
+        regions = tuple(("cut", loss) for _, loss in regions)
+    if software.deals == "with ends":
+        schedules = (("1f1b", "1"),) * len(schedules)
+    return replace(grid, regions=regions, schedules=schedules)
 
 
 def scale(carries: str, graph: ModelGraph, software: Software, grid: Grid) -> Column:

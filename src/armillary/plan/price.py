@@ -248,9 +248,12 @@ def _passes(
     busy_backward = mean.backward_input_s + mean.backward_weight_s + again + inside * (2.0 / 3.0)
     again_launch = ranks.forward_launch_s * (again > 0)
     calls = sent.launch_s / micro
-    launch = compute.waited_s(busy_forward, ranks.forward_launch_s + calls / 3.0)
+    forward_launch = ranks.forward_launch_s + calls / 3.0
     backward_launch = ranks.backward_launch_s + again_launch + calls * (2.0 / 3.0)
-    launch = launch + compute.waited_s(busy_backward, backward_launch)
+    launch = forward_launch + backward_launch
+    if not software.blocks_launches:
+        launch = compute.waited_s(busy_forward, forward_launch)
+        launch = launch + compute.waited_s(busy_backward, backward_launch)
     return dict(sent.inside) | {
         "forward": micro * mean.forward_s,
         "backward": micro * (mean.backward_input_s + mean.backward_weight_s),

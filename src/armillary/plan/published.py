@@ -250,7 +250,7 @@ def _routed(run: Run, sizes: dict[str, object], program: Software) -> str:
     chosen = told(r"top-(\d+)", 2)
     if "GShard" in run.model:
         words = {"experts": experts, "chosen": chosen, "fused": "false"}
-        words |= {"group": told(r"group size (\d+)", min(2048, run.seq * run.micro_batch_size))}
+        words |= {"group": told(r"group size (\d+)", run.seq)}
         return _said("gpt", sizes | words | {"dropout": program.dropout})
     inner = told(r"(?:moe_ffn|expert ffn) (\d+)", run.ffn)
     if "MLA" in run.notes:

@@ -30,6 +30,7 @@ SHORT_STEP = "iteration time (ms)"
 SHORT_ROW = {
     "source_group": "vtrain",
     "source": "vTrain",
+    "machine": "vTrain",
     "gpu": "A100-SXM-80GB",
     "gpus_per_node": "8",
     "model": "GPT",

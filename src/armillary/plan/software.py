@@ -34,9 +34,11 @@ class Software(Document):
 
     `hides_gradients` and `hides_gathers` are the shares of the passes beside which they are sent.
     `deals` is how blocks are dealt to stages (`plan/stages.py`). `exposes_sends` is the share of a
-    pipeline's messages that ranks wait for, `slowdown` that of the device that messages take while
-    they run beside a pass. `launch_s` is the host's time a kernel, 0 for the device's own, and
-    `message_launch_s` its time a message inside a pass; `micro_batch_s` a fixed time a micro batch,
+    pipeline's messages that ranks wait for; with `slices_sends` each rank of a tensor group sends
+    its part of them. `slowdown` is the share of the device that messages take while they run beside
+    a pass. `launch_s` is the host's time a kernel, 0 for the device's own, and
+    `message_launch_s` its time a message inside a pass; with `blocks_launches` the host waits for
+    each kernel before it launches the next; `micro_batch_s` a fixed time a micro batch,
     `step_s` one a step, `optimizer_passes` how often an update moves its states. `overhead_bytes`
     lie on every device besides, and the caching of memory takes `fragmentation` more of what is
     allocated.
@@ -68,11 +70,13 @@ class Software(Document):
     hides_gradients: float = 1.0
     hides_gathers: float = 1.0
     exposes_sends: float = 1.0
+    slices_sends: bool = False
     slowdown: float = 0.0
     optimizer_passes: float = 2.0
     deals: str = "balanced"
     launch_s: float = 0.0
     message_launch_s: float = 0.0
+    blocks_launches: bool = False
     micro_batch_s: float = 0.0
     step_s: float = 0.0
     overhead_bytes: float = 0.0

@@ -56,9 +56,9 @@ BYTES: Mapping[str, Word] = {
     "optimiser": Word("optimiser states", "plan/memory.py", ALGORITHM),
     "gathered": Word("parameters gathered for use", "plan/memory.py", MIDDLEWARE),
     "activations": Word("activations kept for the backward pass", "plan/memory.py", ALGORITHM),
-    "ends": Word("activations before and after the blocks", "plan/memory.py", ALGORITHM),
+    "ends": Word("activations before the blocks", "plan/memory.py", ALGORITHM),
     "logits": Word("logits and their gradient", "plan/memory.py", ALGORITHM),
-    "workspace": Word("what one op needs besides", "plan/memory.py", MIDDLEWARE),
+    "workspace": Word("what the loss or one block needs besides", "plan/memory.py", MIDDLEWARE),
     "fragments": Word("fragments of the allocator's cache", "plan/software", MIDDLEWARE),
     "overhead": Word("context and buffers of libraries", "plan/software", MIDDLEWARE),
 }

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from armillary.plan.validate import Compared, Errors, Validation, median
+from armillary.plan.validate import APART, Compared, Errors, Validation, median
 
 MOST_SKIPPED = 12
 """Reasons for skipping rows that are told, the most frequent first."""
@@ -58,12 +58,14 @@ def _of_ranks(found: Validation) -> list[str]:
     ranked = found.ranked
     if not ranked:
         return []
+    apart = [r.tau_apart for r in ranked if np.isfinite(r.tau_apart)]
     return [
         "",
         f"ranks: {len(ranked)} sets of layouts of one model on one machine",
         f"  regret of our first choice: median {median(r.regret for r in ranked):.1%}, "
         f"worst {max(r.regret for r in ranked):.1%}",
-        f"  Kendall's tau: median {median(r.tau for r in ranked):.2f}",
+        f"  Kendall's tau: median {median(r.tau for r in ranked):.2f}; of pairs measured more than "
+        f"{APART:.0%} apart: median {median(apart):.2f}, of {len(apart)} sets",
     ]
 
 
