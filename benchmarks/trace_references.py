@@ -23,7 +23,7 @@ from benchmarks.reference_models.reference import Reference
 FOLDER = Path(references.__file__).parent
 ROOMS = (
     *("residual", "detection", "segmentation", "climate", "speech", "translation"),
-    *("language", "diffusion", "recommendation", "forecast", "molecules"),
+    *("language", "diffusion", "recommendation", "forecast", "molecules", "protein"),
 )
 SAMPLES = 2
 """Batch norms need more than one."""

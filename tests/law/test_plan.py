@@ -244,6 +244,11 @@ def test_a_settled_choice_is_kept_and_costs_at_most_nothing() -> None:
         assert dict(asked.options).items() <= dict(settled.layout.options).items()
 
 
+def test_a_plan_offers_nothing_that_train_does_not_do() -> None:
+    for wide in (False, True):
+        assert all_choices(Fixed(), ("bfloat16",), wide=wide).offloads == ("none",)
+
+
 def test_scouting_finds_what_pricing_everything_finds(monkeypatch: pytest.MonkeyPatch) -> None:
     from armillary.plan import search as module
 

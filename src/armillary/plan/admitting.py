@@ -1,7 +1,8 @@
 """Which choices the axes refuse beside which degrees: asked one dim of a grid at a time."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +11,7 @@ from armillary.axes import discover
 from armillary.plan.choices import OPTIONS, Choices
 from armillary.plan.grid import DIMS, Grid
 from armillary.plan.rows import Degrees, Refusals, length
+from armillary.plan.traffic import Watched
 from armillary.spec import Layout, ModelGraph
 from armillary.spec.layouts import Layouts
 
@@ -59,8 +61,10 @@ def admit_choices(
     """Which rows admit their placement, and which choices each row admits.
 
     Rows are admitted with the first choice of everything. A choice is asked for alone: no axis
-    refuses two together that it admits one by one.
+    refuses two together that it admits one by one. Axes that read nothing of a choice as they
+    admit rows are not asked about it.
     """
+    reads: dict[str, set[str]] = {}
     num_rows = length(degrees)
     table = Layouts(
         num_layouts=num_rows,
@@ -73,16 +77,20 @@ def admit_choices(
     for index, names in enumerate(choices.orders):
         rows = np.flatnonzero(order == index)
         if len(rows):
-            kept[rows] = ~_refused(graph, replace(_rows(table, rows), order=names), refusals)
+            placed = replace(_rows(table, rows), order=names)
+            kept[rows] = ~_refused(graph, placed, refusals, discover(), reads)
     by_dim = {}
     for dim, values in _asked(choices):
         mask = np.ones((num_rows, len(values)), dtype=bool)
-        for place, said in enumerate(values):
-            mask[:, place] = ~_refused(graph, said(table), refusals)
+        options = set(OPTIONS.get(dim, (dim,)))
+        readers = [axis for axis, read in reads.items() if read & options]
+        for place, said in enumerate(values if readers else ()):
+            mask[:, place] = ~_refused(graph, said(table), refusals, readers, reads)
         if not mask.all():
             by_dim[dim] = mask
     several = replace(table, num_micro_batches=np.full(num_rows, SEVERAL, dtype=np.int64))
-    return kept, Admitted(by_dim=by_dim, one_micro_batch=_refused(graph, several, refusals))
+    one_micro_batch = _refused(graph, several, refusals, discover(), reads)
+    return kept, Admitted(by_dim=by_dim, one_micro_batch=one_micro_batch)
 
 
 Said = Callable[[Layouts], Layouts]
@@ -121,13 +129,24 @@ def _rows(table: Layouts, rows: NDArray[np.int64]) -> Layouts:
     )
 
 
-def _refused(graph: ModelGraph, table: Layouts, refusals: Refusals) -> Mask:
-    """The rows of the table that an axis refuses; they are counted."""
+def _refused(
+    graph: ModelGraph,
+    table: Layouts,
+    refusals: Refusals,
+    axes: Iterable[str],
+    reads: dict[str, set[str]],
+) -> Mask:
+    """The rows of the table that one of `axes` refuses, which are counted; what each axis has read
+    is noted in `reads`.
+    """
     refused = np.zeros(table.num_layouts, dtype=bool)
-    for name, axis in discover().items():
+    for name in axes:
         if not (table.degree(name) > 1).any():
             continue
-        for refusal in axis.admits(graph, table):
+        watched = Watched(table)
+        told = discover()[name].admits(graph, cast(Layouts, watched))
+        reads[name] = reads.get(name, set()) | watched.read
+        for refusal in told:
             new = refusal.refused & ~refused
             if new.any():
                 row = int(np.flatnonzero(new)[0])

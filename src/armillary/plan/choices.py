@@ -66,6 +66,7 @@ class Choices:
             zeros=said("zero", self.zeros),
             regions=said("region", self.regions),
             attentions=said("attention", self.attentions),
+            micro_batch_sizes=tuple(sorted({layout.micro_batch_size for layout in layouts})),
             recomputes=tuple(
                 r for r in self.recomputes if r in {layout.recompute for layout in layouts}
             ),

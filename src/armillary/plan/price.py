@@ -29,6 +29,9 @@ SPLITTING_BACKWARD = ("interleaved_zero_bubble", "zbv", "dualpipev")
 """Schedules whose idle time is known for twice as many micro batches as ranks, and more; of fewer
 `train` takes another schedule (core/pipeline.py, axes/stages/driven.py)."""
 
+NO_LAYOUT = "is one of several, and there is no pipeline"
+"""What is found of places of a grid that are no layouts: the same one stands at another place."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Priced:
@@ -65,15 +68,16 @@ def price(
 
     If nothing `sends`, messages cost nothing: no layout is faster than that. With what was
     `learnt` of the same model on the same machine it is found sooner.
-
     Rows that an axis does not admit are for the caller to leave out; here a layout is refused
     whose micro batches do not make up the global batch, or whose schedule does not fit.
 
     Raises: `SpecError` if a peak that is needed is not known.
     """
     folded = fold(graph)
-    parts = price_parts_of(folded, machine, software, grid)
     known = learnt or Learnt.of(machine)
+    parts = known.parts(
+        grid, machine.device, lambda: price_parts_of(folded, machine, software, grid)
+    )
     messages = price_messages(folded, known, software, grid, global_batch_size if sends else 0)
     counts_ends = software.deals == "with ends"
     micro, refused, reasons = micro_batches(graph, grid, global_batch_size, counts_ends)
@@ -152,7 +156,7 @@ def micro_batches(
         ("degrees", "has more stages than blocks"): (
             (stages > 1) & (stages * per_rank > max(len(graph.chain) + 2 * counts_ends, 1))
         ),
-        ("schedule", "is one of several, and there is no pipeline"): (
+        ("schedule", NO_LAYOUT): (
             (stages == 1) & (grid.along("schedule", np.arange(len(grid.schedules))) > 0)
         ),
         ("schedule", "takes micro batches in rounds of the stages' number"): (

@@ -11,7 +11,7 @@ from armillary.plan.choices import Choices
 from armillary.plan.dealing import grids, placed
 from armillary.plan.grid import DIMS, Column, Grid
 from armillary.plan.lanes import Learnt
-from armillary.plan.price import Priced, price
+from armillary.plan.price import NO_LAYOUT, Priced, price
 from armillary.plan.rows import Degrees, Refusals, length, product
 from armillary.plan.software import Software
 from armillary.plan.terms import BUSY
@@ -106,8 +106,9 @@ class Pricing:
                 learnt=self.learnt,
             )
             self.grids.append(grid)
-            self.num_layouts += grid.num_layouts
-            count_refused(priced, refusals)
+            num_repeats = count_refused(priced, refusals)
+            self.num_layouts += grid.num_layouts - num_repeats
+            self.num_refused -= num_repeats
             refused = admitted.refused(grid, index, self.batch)
             parts.append(self._best_of_rows(priced, origin[index], refused))
         return Contenders.joined(parts)
@@ -146,17 +147,21 @@ class Pricing:
         )
 
 
-def count_refused(priced: Priced, refusals: Refusals) -> None:
-    """Count the layouts that the price refuses, by reason."""
+def count_refused(priced: Priced, refusals: Refusals) -> int:
+    """Count the layouts that the price refuses, by reason; the number of places that are none."""
     codes = priced.refused.ravel()
     weight = priced.grid.num_layouts // max(len(codes), 1)
     counts = np.bincount(codes, minlength=len(priced.reasons) + 1)
+    num_repeats = 0
     for code, reason in enumerate(priced.reasons, start=1):
-        if counts[code]:
+        if reason.found == NO_LAYOUT:
+            num_repeats += int(counts[code]) * weight
+        elif counts[code]:
             first = int(np.flatnonzero(codes == code)[0])
             place = np.unravel_index(first, priced.refused.shape)
             flat = int(np.ravel_multi_index(place, priced.grid.shape))
             refusals.note(reason, int(counts[code]) * weight, str(priced.grid.layout(flat)))
+    return num_repeats
 
 
 def _summed_at(priced: Priced, names: tuple[str, ...], place: NDArray[np.int64]) -> Column:

@@ -39,8 +39,8 @@ class Scaling:
     @cached_property
     def _machines(self) -> tuple[tuple[Machine, Learnt], ...]:
         """The machine, and one on which messages take what they take to start."""
-        both = (self.machine, with_endless_rates(self.machine))
-        return tuple((machine, Learnt.of(machine)) for machine in both)
+        endless, learnt = with_endless_rates(self.machine), Learnt.of(self.machine)
+        return (self.machine, learnt), (endless, learnt.with_links_of(endless))
 
     def point(self, kind: str, alone: Grid, batch: int) -> ScalingPoint | None:
         """The point of a grid of one layout, without its efficiency; None where it is refused."""

@@ -32,8 +32,8 @@ class Funnel:
     groups: int = 48
     rows: int = 24
     places: int = 16
-    fewest: int = 3
-    small_groups: int = 160
+    fewest: int = 4
+    small_groups: int = 320
 
     @classmethod
     def wide(cls) -> Self:
@@ -106,7 +106,7 @@ def best_rows(seen: Contenders, number: int, fewest: int) -> Index:
 def may_be_among(bounds: Contenders, best: Contenders, funnel: Funnel) -> Index:
     """Rows not among `best` that might be: those of a bound below the last of their halving.
 
-    The last is that of the `funnel.groups` best of the most devices, of half as many of each
+    The last is that of the `funnel.rows` best of the most devices, of half as many of each
     halving further down.
     """
     most = int(bounds.num_devices.max())
@@ -114,7 +114,7 @@ def may_be_among(bounds: Contenders, best: Contenders, funnel: Funnel) -> Index:
     kept = []
     for one in np.unique(halving):
         step_s = np.sort(best.step_s[of_best == one])
-        last = min(max(funnel.fewest, funnel.groups >> int(one)), len(step_s)) - 1
+        last = min(max(funnel.fewest, funnel.rows >> int(one)), len(step_s)) - 1
         worst_s = step_s[last] if len(step_s) else np.inf
         kept.append(bounds.row[(halving == one) & (bounds.step_s < worst_s)])
     return np.setdiff1d(np.concatenate(kept), best.row)

@@ -162,7 +162,7 @@ class _Looking:
         free = Pricing(**self.pricing.subject, sends=False)
         bounds = free.run(self.some(rows), replace(few, zeros=few.zeros[:1]), Refusals())
         bounds = replace(bounds, row=rows[bounds.row])
-        best = self.at(best_rows(bounds, funnel.groups, funnel.fewest), few)
+        best = self.at(best_rows(bounds, funnel.rows, funnel.fewest), few)
         if not len(best):
             return best
         left = may_be_among(bounds, best, funnel)

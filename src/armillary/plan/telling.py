@@ -333,7 +333,7 @@ def _print_why_not(answer: WhyNot, plan: Plan, console: Console) -> None:
     for reason in answer.reasons:
         console.print(f"  {reason.where}: {reason.found}", markup=False)
         console.print(f"    rule  {reason.rule}\n    fix   {reason.fix}", markup=False)
-    if answer.candidate is None:
+    if answer.candidate is None or answer.candidate.layout == plan.layout:
         return
     console.print(f"  its best: {brief(answer.candidate.layout, plan.layout)}", markup=False)
     table = Table(box=None, show_header=False)
@@ -363,5 +363,5 @@ def _print_account(plan: Plan, console: Console) -> None:
     if plan.bounds:
         console.print(f"not known of {plan.machine}, with what stands in its place:", style="dim")
     for name, words in list(plan.bounds.items())[:MOST_BOUNDS]:
-        line = f"  {name}: {words}"
-        console.print(Text(line, style="dim"), no_wrap=True, overflow="ellipsis", crop=True)
+        for line in wrap(f"  {name}: {words}", console.width, subsequent_indent=" " * INDENT):
+            console.print(Text(line, style="dim"), no_wrap=True)

@@ -15,6 +15,7 @@ import numpy as np
 from armillary.axes import discover
 from armillary.networks.rates import with_endless_rates
 from armillary.plan.grid import Grid
+from armillary.plan.lanes import Learnt
 from armillary.plan.price import Priced, price
 from armillary.plan.software import Software
 from armillary.spec import Efficiency, Machine, ModelGraph, Term
@@ -87,12 +88,16 @@ def terms_of(
     They add up to its seconds; those of nothing are left out.
     """
 
-    def seconds(on: Machine) -> dict[str, float]:
-        priced = price(graph, on, software, alone, global_batch_size=global_batch_size)
+    def seconds(on: Machine, learnt: Learnt) -> dict[str, float]:
+        priced = price(
+            graph, on, software, alone, global_batch_size=global_batch_size, learnt=learnt
+        )
         return {name: only(column) for name, column in priced.terms.items()}
 
-    real, at_peak = seconds(machine), seconds(at_its_peaks(machine))
-    only_starts = seconds(with_endless_rates(machine))
+    learnt, peaks, endless = Learnt.of(machine), at_its_peaks(machine), with_endless_rates(machine)
+    real = seconds(machine, learnt)
+    only_starts = seconds(endless, learnt.with_links_of(endless))
+    at_peak = seconds(peaks, learnt)
     found, step_s = [], sum(real.values())
     for name in sorted(real, key=lambda name: -real[name]):
         total_s = real[name]

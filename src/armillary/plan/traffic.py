@@ -44,7 +44,7 @@ class Sent:
     rounds: Column
 
 
-class _Watched:
+class Watched:
     """A table of layouts that notes which of its columns are read."""
 
     def __init__(self, table: Layouts) -> None:
@@ -56,6 +56,7 @@ class _Watched:
         return getattr(self._table, name)
 
     def option(self, name: str, default: str) -> NDArray[np.str_]:
+        """The option `name` in every row, as `Layouts.option`."""
         self.read.add(name)
         return self._table.option(name, default)
 
@@ -104,7 +105,7 @@ def _tell(
     dims = reads.setdefault(axis.name, {"degrees"})
     while True:
         table, shape = grid.table([d for d in DIMS if d in dims], batch)
-        watched = _Watched(table)
+        watched = Watched(table)
         told = axis.traffic(graph, cast(Layouts, watched))
         read = {DIM_OF[name] for name in watched.read if name in DIM_OF}
         missing = {d for d in read - dims if grid.shape[DIMS.index(d)] > 1}

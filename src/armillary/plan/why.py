@@ -13,6 +13,8 @@ from armillary.spec.quantities import short, size, span
 
 CLOSE = 1.005
 """Within this factor two predicted times are the same for any purpose."""
+TOLD = 1e-3
+"""Differences below this share of a step are not told."""
 
 
 def why_not(
@@ -70,5 +72,6 @@ def _verdict(other: Plan, chosen: Plan, slower: dict[str, float]) -> str:
     if factor < CLOSE:
         more = other.predicted_memory_bytes - chosen.predicted_memory_bytes
         return f"it is as fast{said} and takes {size(more)} more memory"
-    worst = [f"{name} +{span(s)}" for name, s in slower.items() if s > 0][:3]
+    least_s = TOLD * chosen.predicted_step_s
+    worst = [f"{name} +{span(s)}" for name, s in slower.items() if s > least_s][:3]
     return f"it is {short(factor)} times slower{said}: {', '.join(worst)}"

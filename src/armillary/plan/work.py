@@ -68,8 +68,11 @@ class Work:
         return Work(*(a[index] if a.shape[0] > 1 else a for _, a, _ in _pairs(self, self)))
 
 
+WORK = tuple(field.name for field in fields(Work))
+
+
 def _pairs(one: Work, other: Work) -> list[tuple[str, Column, Column]]:
-    return [(f.name, getattr(one, f.name), getattr(other, f.name)) for f in fields(Work)]
+    return [(name, getattr(one, name), getattr(other, name)) for name in WORK]
 
 
 @dataclass(frozen=True, slots=True)

@@ -61,8 +61,9 @@ PATTERNS = (
     *((r"transformer big|transformer en de", "transformer-big"),),
     *((r"(temporal fusion|tft).*electric", "tft-electricity"),),
     *((r"temporal fusion|\btft\b", "tft-traffic"), (r"dcn ?v?2|dlrm.*dcn", "dlrm-dcnv2")),
-    *((r"dlrm", "dlrm"), (r"r ?gat\b", "rgat-igbh"), (r"se 3 transformer|\bse3", "se3-qm9")),
-    *((r"dimenet", "dimenetpp-oc20"), (r"resnext", ""), (r"resnet ?50|\brn50", "resnet50")),
+    *((r"dlrm", "dlrm"), (r"r ?gat\b", ""), (r"se 3 transformer|\bse3", "se3-qm9")),
+    *((r"open ?fold|alpha ?fold ?2", "openfold"), (r"dimenet|open ?catalyst", "")),
+    *((r"resnext", ""), (r"resnet ?50|\brn50", "resnet50")),
 )
 """What a model is called, in small letters and digits with one space between, and its graph."""
 
