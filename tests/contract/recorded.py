@@ -4,9 +4,9 @@ A step is that of `train` (`step/stepper.py`), on a recipe at its smallest size.
 seen where torch dispatches it, whoever asks for it: DTensor, FSDP2, DDP's reducer, torch's pipeline
 schedules, or an axis of ours.
 
-Left out are a few numbers that `train` counts beside the gradients, below `LEAST_BYTES`: sums of
-loss and count, loads of a router; tensors without a dim, such as a loss or the norm of gradients;
-and what a rank says to itself, in a group of one.
+It is read as a rehearsal reads it (`rehearse/program/messages.py`). Left out are besides a few
+numbers that `train` counts beside the gradients, below `LEAST_BYTES`: sums of loss and count, loads
+of a router.
 """
 
 import contextlib
@@ -14,7 +14,6 @@ import functools
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import combinations
 from typing import Any
 from unittest import mock
 
@@ -22,27 +21,6 @@ from armillary.spec import Layout
 
 LEAST_BYTES = 64
 NUM_STEPS = 3  # the first set up, compare and sort buckets; the last is recorded
-NAMES = {
-    "allreduce": "all_reduce",
-    "all_reduce": "all_reduce",
-    "allreduce_coalesced": "all_reduce",
-    "allgather_base": "all_gather_into_tensor",
-    "all_gather_into_tensor": "all_gather_into_tensor",
-    "reduce_scatter_base": "reduce_scatter_tensor",
-    "reduce_scatter_tensor": "reduce_scatter_tensor",
-    "alltoall_base": "all_to_all_single",
-    "all_to_all_single": "all_to_all_single",
-    "send": "send",
-    "broadcast": "broadcast",
-}
-SILENT = (
-    "wait_tensor",
-    "recv",
-    "recv_any_source",
-    "barrier",
-    "wrap_tensor",
-    "wrap_tensor_autograd",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +92,9 @@ def recording(mesh: Any) -> Any:
     from torch.distributed.tensor import DTensor
     from torch.utils._python_dispatch import TorchDispatchMode
 
-    groups = groups_of(mesh)
+    from armillary.rehearse.program.messages import Groups
+
+    groups = Groups(dict(zip(mesh.mesh_dim_names, mesh.mesh.shape, strict=True)))
 
     class Recording(TorchDispatchMode):
         def __enter__(self) -> Any:
@@ -138,59 +118,9 @@ def recording(mesh: Any) -> Any:
 
 def message_of(op: Any, args: Any, kwargs: Any, groups: Any) -> Message | None:
     """What an operator of torch.distributed sends; None for what only waits or is too small."""
-    import torch
-    import torch.distributed as dist
-    from torch.utils._pytree import tree_leaves
+    from armillary.rehearse.program.messages import sent_by
 
-    name = op.overloadpacket.__name__.strip("_")
-    if name in SILENT:
+    sent = sent_by(op, args, kwargs, groups)
+    if sent is None or (_aside and sent[3] < LEAST_BYTES):
         return None
-    kind = NAMES[name]  # an operator that is not known here must not go unseen
-    ranks = tuple(sorted(dist.get_process_group_ranks(_group_of(args, kwargs))))
-    if len(ranks) == 1:
-        return None
-    tensors = [leaf for leaf in tree_leaves(args) if isinstance(leaf, torch.Tensor)]
-    sizes = [sum(t.nbytes for t in tree_leaves(a) if isinstance(t, torch.Tensor)) for a in args]
-    is_functional = op.namespace == "_c10d_functional"
-    whole = sizes[0] if is_functional else max(sizes[:2])  # torch takes what comes out first
-    if kind == "all_to_all_single":
-        whole = (sizes[0] if is_functional else sizes[1]) * len(ranks)
-    elif kind == "all_gather_into_tensor" and is_functional:
-        whole *= len(ranks)
-    is_number = not any(tensor.ndim for tensor in tensors)
-    if not whole or is_number or (_aside and whole < LEAST_BYTES):
-        return None
-    return Message(kind, groups[ranks], whole)
-
-
-def _group_of(args: Any, kwargs: Any) -> Any:
-    """The process group among the arguments: by its name, or as torch's dispatcher boxes it."""
-    import torch
-    import torch.distributed as dist
-    from torch.distributed.distributed_c10d import _resolve_process_group
-
-    for value in [*args[::-1], *kwargs.values()]:
-        if isinstance(value, torch.ScriptObject):
-            try:
-                return dist.ProcessGroup.unbox(value)
-            except RuntimeError:  # a reduction is boxed as well
-                continue
-        if isinstance(value, dist.ProcessGroup):
-            return value
-    names = [value for value in args[::-1] if isinstance(value, str)]
-    return _resolve_process_group(names[0])
-
-
-def groups_of(mesh: Any) -> dict[tuple[int, ...], tuple[str, ...]]:
-    """The axes of `mesh` by the ranks that this rank meets along them, alone or flattened."""
-    import torch
-
-    names = mesh.mesh_dim_names
-    here = mesh.get_coordinate()
-    found = {}
-    for count in range(1, len(names) + 1):
-        for chosen in combinations(range(len(names)), count):
-            place = tuple(slice(None) if dim in chosen else here[dim] for dim in range(len(names)))
-            ranks = torch.as_tensor(mesh.mesh)[place].flatten().tolist()
-            found[tuple(sorted(ranks))] = tuple(names[dim] for dim in chosen)
-    return found
+    return Message(sent[0], sent[1], sent[3])

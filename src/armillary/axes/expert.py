@@ -189,10 +189,14 @@ def divisors(number: int) -> list[int]:
 
 
 class Exchange:
-    """Rows sent to the ranks of their experts, computed there, and sent back."""
+    """Rows sent to the ranks of their experts, computed there, and sent back.
+
+    Where tensors carry no values, as in a rehearsal, rows leave for all ranks alike, and `load`
+    rows arrive for each that leaves.
+    """
 
     def __init__(self, group: "ProcessGroup", degree: int) -> None:
-        self.group, self.degree = group, degree
+        self.group, self.degree, self.load = group, degree, 1.0
 
     def __call__(
         self, compute: "Callable[[Tensor, Tensor], Tensor]", rows_RH: "Tensor", counts_E: "Tensor"
@@ -204,7 +208,8 @@ class Exchange:
         leaving_DL = counts_E.view(self.degree, -1).contiguous()
         arriving_DL = torch.empty_like(leaving_DL)
         dist.all_to_all_single(arriving_DL, leaving_DL, group=self.group)
-        leaving, arriving = _sizes(leaving_DL), _sizes(arriving_DL)
+        leaving = _sizes(leaving_DL, len(rows_RH))
+        arriving = _sizes(arriving_DL, round(self.load * len(rows_RH)))
         rows_AH = _send(rows_RH, leaving, arriving, self.group)
         order_A = _by_expert(arriving_DL, len(rows_AH))
         found_AH = compute(rows_AH[order_A], arriving_DL.sum(0))
@@ -212,8 +217,13 @@ class Exchange:
         return _send(back_AH, arriving, leaving, self.group)
 
 
-def _sizes(counts_DL: "Tensor") -> list[int]:
-    """Rows for or from each rank."""
+def _sizes(counts_DL: "Tensor", num_rows: int) -> list[int]:
+    """Rows for or from each rank; even shares of `num_rows` where the tensor carries no values."""
+    from torch._subclasses.fake_tensor import FakeTensor
+
+    if isinstance(counts_DL, FakeTensor):
+        degree = len(counts_DL)
+        return [num_rows // degree + (i < num_rows % degree) for i in range(degree)]
     return [int(size) for size in counts_DL.sum(1).tolist()]
 
 

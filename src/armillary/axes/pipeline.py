@@ -7,9 +7,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from armillary.axes.differing import Class
 from armillary.axes.door import Refusal, Shares, Transfer
 from armillary.axes.regions.messages import is_cut
-from armillary.axes.stages.balance import ONE_STAGE, V_SHAPED, Stages, lay_out, stages_per_rank
+from armillary.axes.stages.balance import (
+    ONE_STAGE,
+    V_SHAPED,
+    Stages,
+    costs,
+    lay_out,
+    stages_per_rank,
+)
 from armillary.spec import Layout, ModelGraph, Op, SpecError
 from armillary.spec.layouts import Layouts
 
@@ -132,6 +140,29 @@ class Pipeline:
         found.append(replace(_transfer("broadcast", size, told, "", ""), carries="counts"))
         return [*found, self._agreement(layouts, told)]
 
+    def differs(self, graph: ModelGraph, layout: Layout) -> Sequence[Class]:
+        """The first rank, the last, and those between by the blocks that they hold.
+
+        Of ranks between that hold equal blocks, the first keeps the most micro batches at once.
+        """
+        degree = layout.degree(self.name)
+        schedule = layout.options.get(SCHEDULE, "1f1b")
+        per_rank = stages_per_rank(schedule, layout.options.get(PER_RANK, "auto"))
+        stages = lay_out(graph, degree, schedule, per_rank)
+        assert stages is not None, "`admits` has seen to it"
+        weights = costs(graph)
+        ranks: dict[Any, list[int]] = {}
+        for rank in range(degree):
+            held = stages.of_rank(rank)
+            bounds = [stages.bounds[stage : stage + 2] for stage in held]
+            blocks = tuple(tuple(weights[first:end]) for first, end in bounds)
+            ends = held[0] == 0, stages.num_stages - 1 in held
+            ranks.setdefault((ends, blocks), []).append(rank)
+        return [
+            Class(coordinate=found[0], count=len(found), reason=_place(*ends))
+            for (ends, _), found in ranks.items()
+        ]
+
     def _agreement(self, layouts: Layouts, told: NDArray[np.float64]) -> Transfer:
         """Whether any rank of the mesh meets a shape that is new: a number a micro batch."""
         others = [axis for axis in layouts.degrees if axis != self.name]
@@ -162,6 +193,12 @@ class Pipeline:
         shared = {path: ranks for path, ranks in shared.items() if len(ranks) > 1}
         recomputes = layout.recompute != "none"
         return drive(module, graph, stages, schedule, shared, mesh[self.name], recomputes)
+
+
+def _place(is_first: bool, is_last: bool) -> str:
+    if is_first and is_last:
+        return "first and last stage"
+    return "first stage" if is_first else "last stage" if is_last else "a stage between"
 
 
 def _transfer(

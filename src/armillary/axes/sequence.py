@@ -11,6 +11,7 @@ from armillary.axes.attention.messages import attention_messages
 from armillary.axes.batch.routed import choice_bytes
 from armillary.axes.batch.summed import gradient_sums
 from armillary.axes.batch.times import num_calls, rank_samples, sent_again
+from armillary.axes.differing import Class
 from armillary.axes.door import Part, Refusal, Shares, Transfer, part_of, parts, refuse
 from armillary.axes.grids.messages import row_messages, sum_messages
 from armillary.spec import Attention, Layout, ModelGraph, Op, Stencil
@@ -49,6 +50,20 @@ class SequenceAxis:
     splits_module = False
     shares_parameters = False
     sees_calls = True
+
+    def differs(self, graph: ModelGraph, layout: Layout) -> Sequence[Class]:
+        """Along a grid the first rank, those between and the last, which have other neighbours."""
+        degree = layout.degree(self.name)
+        if not graph.positions.stencils or degree == 1:
+            return [Class(coordinate=0, count=degree)]
+        ends = [
+            Class(coordinate=0, count=1, reason="first rows of the grid"),
+            Class(coordinate=degree - 1, count=1, reason="last rows of the grid"),
+        ]
+        return [
+            *ends,
+            *[Class(coordinate=1, count=degree - 2, reason="rows between")][: degree - 2],
+        ]
 
     def admits(self, graph: ModelGraph, layouts: Layouts) -> Sequence[Refusal]:
         positions = graph.positions

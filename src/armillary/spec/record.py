@@ -55,16 +55,16 @@ class Moment(Document):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Difference(Document):
-    """One number of a record beside the one that the axes tell of the same layout.
+    """One number of records beside the one that the axes tell of the same layout.
 
-    `what_differs` says which: "parameters", "gradients" or "optimiser" for bytes that are held, or
-    a collective with its axes, `unit` whether `recorded` and `planned` are "bytes" or a "count".
-    `module` is what causes it, where one module does.
+    `kind` says which: "parameters" or "optimiser" for the bytes that a rank holds on average, or a
+    collective with its axes for what all ranks send. `unit` says whether `recorded` and `planned`
+    are "bytes" or "messages". `module` is the block that causes it, or "" where it is none.
     """
 
     what: ClassVar[str] = "difference"
 
-    what_differs: str
+    kind: str
     unit: str
     recorded: float
     planned: float
@@ -76,11 +76,13 @@ class Record(Document):
     """What rank `rank` of `layout` does in one optimiser step, seen on fake devices.
 
     `coordinates` are its places along the axes of the mesh. `peak` are the bytes by category at the
-    fullest moment, which is in `timeline` under `peak_at`; what an allocator or a driver needs
-    besides is not in them. `flops` are those of products, attention and convolutions, as torch
-    counts them, forward and backward. `num_stands_for` is how many ranks of the layout do the same.
-    `num_folded` is how many of its blocks were not run themselves, but taken to do what an equal
-    one did; `num_micro_batches_run` likewise how many micro batches were run of
+    fullest moment, which is in `timeline` under `peak_at`; `most` are the most bytes of every
+    category at any moment. What an allocator or a driver needs besides is not in them.
+
+    `flops` are those of products, attention and convolutions, as torch counts them, forward and
+    backward. `num_stands_for` is how many ranks of the layout do the same, `reason` says in what it
+    differs from others. `num_folded` is how many of its blocks were not run themselves, but taken
+    to do what an equal one did; `num_micro_batches_run` likewise how many micro batches were run of
     `num_micro_batches`.
     """
 
@@ -96,6 +98,7 @@ class Record(Document):
     peak_bytes: int
     peak: Mapping[str, int]
     peak_at: str = ""
+    most: Mapping[str, int] = field(default_factory=dict)
     timeline: tuple[Moment, ...] = ()
     flops: float = 0.0
     flops_by_phase: Mapping[str, float] = field(default_factory=dict)
@@ -104,4 +107,3 @@ class Record(Document):
     num_micro_batches_run: int = 0
     num_stands_for: int = 1
     reason: str = ""
-    differences: tuple[Difference, ...] = ()

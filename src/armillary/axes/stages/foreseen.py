@@ -64,32 +64,42 @@ def seeing(
             one.remove()
 
 
-def foresee(line: Line, key: Any, seen: Whole, mesh: "DeviceMesh") -> None:
-    """Have `line` know what inputs of the shapes `key` make of its stages, as `seen` says."""
-    line.known[key] = {
-        part.index: Shapes(
-            taken=_crossing(part, part.entry, part.taken, seen, mesh),
-            handed=_crossing(part, part.stop, part.handed, seen, mesh),
-            outputs=seen.outputs,
-        )
-        for part in line.parts
-    }
+class Foresight:
+    """What inputs of any shape make of the stages of `line`, as `seen` says of one shape."""
+
+    def __init__(self, line: Line, seen: Whole, mesh: "DeviceMesh") -> None:
+        self.line, self.seen = line, seen
+        self.flows = {part.index: _flows(part, mesh) for part in line.parts}
+
+    def tell(self, key: Any) -> None:
+        """Have the line know what inputs of the shapes `key` make."""
+        self.line.known[key] = {
+            part.index: Shapes(
+                taken=self._crossing(part, part.entry, part.taken),
+                handed=self._crossing(part, part.stop, part.handed),
+                outputs=self.seen.outputs,
+            )
+            for part in self.line.parts
+        }
+
+    def _crossing(self, part: Part, block: str, numbers: Sequence[int]) -> tuple[Meta, ...]:
+        """The tensors that cross ahead of `block`, as one rank holds them: the first as activations
+        flow, others whole (`spmd.Edge`).
+        """
+        found = [self.seen.taken[block][i] for i in numbers] if block else []
+        flows = self.flows[part.index]
+        if found and flows is not None:
+            from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+            shape, _ = compute_local_shape_and_global_offset(found[0].shape, *flows)
+            found[0] = Meta(tuple(shape), found[0].dtype)
+        return tuple(found)
 
 
-def _crossing(
-    part: Part, block: str, numbers: Sequence[int], seen: Whole, mesh: "DeviceMesh"
-) -> tuple[Meta, ...]:
-    """The tensors that cross ahead of `block`, as one rank holds them: the first as activations
-    flow, others whole (`spmd.Edge`).
-    """
-    found = [seen.taken[block][i] for i in numbers] if block else []
+def _flows(part: Part, mesh: "DeviceMesh") -> Any:
+    """The mesh over which activations flow between stages, and how they lie there, if they do."""
     asked = part.module.__dict__.get(SPMD)
-    if found and asked is not None and asked.flows:
-        from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
-
-        names = tuple(name for name in mesh.mesh_dim_names or () if name in asked.flows)
-        shape, _ = compute_local_shape_and_global_offset(
-            found[0].shape, mesh[names], [asked.flows[name] for name in names]
-        )
-        found[0] = Meta(tuple(shape), found[0].dtype)
-    return tuple(found)
+    if asked is None or not asked.flows:
+        return None
+    names = tuple(name for name in mesh.mesh_dim_names or () if name in asked.flows)
+    return mesh[names], [asked.flows[name] for name in names]

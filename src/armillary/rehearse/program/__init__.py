@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from armillary.rehearse.program.against import differences
+    from armillary.rehearse.program.differing import Kind, ranks_that_differ
     from armillary.rehearse.program.rank import record
-    from armillary.rehearse.program.ranks_that_differ import Kind, ranks_that_differ
 
 __all__ = ["Kind", "differences", "ranks_that_differ", "record"]
 _PLACES = {
-    "Kind": "ranks_that_differ",
+    "Kind": "differing",
     "differences": "against",
-    "ranks_that_differ": "ranks_that_differ",
+    "ranks_that_differ": "differing",
     "record": "rank",
 }
 

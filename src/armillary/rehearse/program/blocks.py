@@ -29,11 +29,14 @@ class Run:
     """A run of equal blocks on one rank, and what those did that were run last.
 
     `keeps_inputs` says that what a block takes is kept for its backward pass whatever it does with
-    it, as where it is computed again.
+    it, as where it is computed again; `folds` whether blocks stand in for each other.
     """
 
-    def __init__(self, ledger: Ledger, watching: Watching, keeps_inputs: bool) -> None:
-        self.ledger, self.watching, self.keeps_inputs = ledger, watching, keeps_inputs
+    def __init__(
+        self, ledger: Ledger, watching: Watching, *, keeps_inputs: bool, folds: bool
+    ) -> None:
+        self.ledger, self.watching = ledger, watching
+        self.keeps_inputs, self.folds = keeps_inputs, folds
         self.key: Any = None
         self.forward: Stretch | None = None
         self.backward: Stretch | None = None
@@ -42,13 +45,14 @@ class Run:
         self.gradients: dict[str, Like] = {}
         self.input_gradients: list[Like | None] = []
         self.under_way: list[str] = []
-        self.num_standing = 0
+        self.standing: list[tuple[nn.Module, nn.Module]] = []  # beside the last, which is run
 
     def hold(self, blocks: Sequence[tuple[str, nn.Module]]) -> None:
         """Have these blocks run or stand in, from their next forward pass on."""
         for i, (path, block) in enumerate(blocks):
-            is_run = i == 0 or i == len(blocks) - 1
-            self.num_standing += not is_run
+            is_run = not self.folds or i == 0 or i == len(blocks) - 1
+            if not is_run:
+                self.standing.append((block, blocks[-1][1]))
             call: Callable[..., Any] = self._run if is_run else self._stand_in
             block.__dict__["forward"] = functools.partial(call, path, block, block.forward)
 
@@ -113,7 +117,7 @@ class Run:
     @contextlib.contextmanager
     def _noting_kept(self, kept: set[int]) -> Iterator[None]:
         """A context in which the storages are noted that autograd keeps for the backward pass."""
-        if self.keeps_inputs:
+        if self.keeps_inputs or not self.folds:
             yield
             return
 
@@ -129,16 +133,18 @@ class Run:
         self, path: str, block: nn.Module, forward: Any, *args: Any, **kwargs: Any
     ) -> Any:
         inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
-        if self.forward is None or self.key != key_of(inputs) or not torch.is_grad_enabled():
+        is_run = path in self.under_way or not torch.is_grad_enabled()
+        if is_run or self.forward is None or self.key != key_of(inputs):
             return self._run(path, block, forward, *args, **kwargs)
         self.ledger.note("replay", (self.forward, path))
         first = next(i for i, tensor in enumerate(inputs) if tensor.requires_grad)
-        own = _of_own_units(block)
+        units = _own_units(block)
+        own = {id(p) for unit in units for p in unit.parameters()}
         for name, parameter in block.named_parameters():
             if parameter.requires_grad:
                 like = Like.of(parameter) if id(parameter) in own else None
                 inputs[first] = _Weigh.apply(self, name, like, inputs[first], parameter)
-        handed = iter(_StandIn.apply(self, path, *inputs))
+        handed = iter(_StandIn.apply(self, path, units, *inputs))
         return tree_map_only(Like, lambda _: next(handed), self.output)
 
 
@@ -194,8 +200,8 @@ class _StandIn(torch.autograd.Function):
     """What the block of a run hands on, and what flows back through it, without what is inside."""
 
     @staticmethod
-    def forward(ctx: Any, run: Run, path: str, *inputs: Any) -> Any:
-        ctx.run, ctx.path = run, path
+    def forward(ctx: Any, run: Run, path: str, units: Any, *inputs: Any) -> Any:
+        ctx.run, ctx.path, ctx.units = run, path, units
         ctx.flows = [tensor.requires_grad for tensor in inputs]
         # not saved as autograd does it: to unpack that might compute the block again
         ctx.kept = [t for t, kept in zip(inputs, run.kept, strict=True) if kept]
@@ -211,17 +217,34 @@ class _StandIn(torch.autograd.Function):
         ctx.kept = None
         if run.backward is None or len(run.input_gradients) != sum(ctx.flows):
             raise CannotFold(ctx.path)
-        run.ledger.note("replay", (run.backward, ctx.path))
+        with _gathered(ctx.units):
+            run.ledger.note("replay", (run.backward, ctx.path))
         likes = iter(run.input_gradients)
         found = [next(likes) if flows else None for flows in ctx.flows]
-        return None, None, *(None if like is None else like.make() for like in found)
+        return None, None, None, *(None if like is None else like.make() for like in found)
 
 
 def _storage(tensor: Any) -> int:
     return int(plain(tensor).untyped_storage()._cdata)
 
 
-def _of_own_units(block: nn.Module) -> set[int]:
-    """The parameters that a unit of FSDP within `block` holds in shards, by id."""
-    units = [part for part in block.modules() if isinstance(part, FSDPModule) and part is not block]
-    return {id(p) for unit in units for p in unit.parameters()}
+def _own_units(block: nn.Module) -> list[Any]:
+    """The units of FSDP within `block`, which hold shards of their own."""
+    return [part for part in block.modules() if isinstance(part, FSDPModule) and part is not block]
+
+
+@contextlib.contextmanager
+def _gathered(units: Sequence[Any]) -> Iterator[None]:
+    """A context in which units within a block are gathered for its backward pass.
+
+    Where they run, FSDP gathers them ahead of the block's own pass, so it is no part of what the
+    block does.
+    """
+    groups = [group for unit in units for group in unit._get_fsdp_state()._fsdp_param_groups]
+    groups = [group for group in groups if group._reshard_after_forward and group.is_sharded]
+    for group in groups:
+        group.unshard()
+        group.wait_for_unshard()
+    yield
+    for group in groups:
+        group.reshard()

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -12,18 +13,20 @@ from torch.utils._pytree import tree_map_only
 from torch.utils.data import default_collate
 
 from armillary.axes import admit, discover
+from armillary.axes.batch.routed import EXCHANGE
+from armillary.axes.door import parts
 from armillary.axes.stages.foreseen import Whole, seeing
 from armillary.feeds import Share
 from armillary.models import Call
 from armillary.rehearse.program.repeats import equal_runs, left_out, read_folded
 from armillary.rehearse.program.watching import refusal_of
-from armillary.rehearse.program.world import CPU
-from armillary.spec import Layout, ModelGraph, SpecError, TrainSettings
+from armillary.rehearse.program.world import CPU, coordinates
+from armillary.spec import Layout, ModelGraph, TrainSettings
 from armillary.step.build import give_memory
 from armillary.step.parallel import make_parallel, to_device
 from armillary.step.precision import Precision
 from armillary.step.recipe import Recipe
-from armillary.step.world import World, count_shares, with_micro_batches
+from armillary.step.world import World, with_micro_batches
 
 META = torch.device("meta")
 NUM_EXAMPLES = 2
@@ -33,7 +36,7 @@ NUM_EXAMPLES = 2
 class Case:
     """A recipe with one of its layouts, and how the samples of a step fall to its ranks.
 
-    `sizes` are the samples of every micro batch of the rank with most of them.
+    `sizes` are the samples of every micro batch of one rank.
     """
 
     recipe: Recipe
@@ -43,19 +46,19 @@ class Case:
     samples: Any
 
     @classmethod
-    def of(cls, recipe: Recipe, layout: Layout, global_batch_size: int) -> "Case":
+    def of(cls, recipe: Recipe, layout: Layout, global_batch_size: int, rank: int = 0) -> "Case":
         """The case of a step over `global_batch_size` samples, or the recipe's own if 0."""
         settings = TrainSettings.from_dict(dict(recipe.defaults), f"{recipe.name}.settings")
         batch_size = global_batch_size or settings.global_batch_size
         layout = with_micro_batches(replace(layout, compile=False), batch_size)
-        shares = count_shares(layout)
-        share = Share(index=shares - 1, count=shares, micro_batch_size=layout.micro_batch_size)
+        index, count = batch_place(layout, rank)
+        share = Share(index=index, count=count, micro_batch_size=layout.micro_batch_size)
         return cls(
             recipe=recipe,
             layout=layout,
             settings=replace(settings, global_batch_size=batch_size),
             sizes=tuple(len(part) or 1 for part in share.micro_batches(0, batch_size)),
-            samples=recipe.data()["train"],
+            samples=_train_split(_Same(recipe)),
         )
 
     def batch(self, num_samples: int) -> Any:
@@ -82,6 +85,25 @@ class Case:
         call: Call = lambda model: self.recipe.loss(model, batch)  # noqa: E731
         with META:
             return refusing_values(lambda: read_folded(module, call, NUM_EXAMPLES))
+
+
+class _Same:
+    """A recipe, equal to itself alone."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+
+    def __hash__(self) -> int:
+        return id(self.recipe)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and other.recipe is self.recipe
+
+
+@lru_cache(maxsize=1)
+def _train_split(same: _Same) -> Any:
+    """The samples of a recipe, made once for all of its ranks."""
+    return same.recipe.data()["train"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -127,6 +149,15 @@ def build(case: Case, world: World, fake: FakeTensorMode) -> Program:
     )
 
 
+def batch_place(layout: Layout, rank: int) -> tuple[int, int]:
+    """Which part of every batch `rank` computes, and of how many, as `step.world` counts them."""
+    index, count = 0, 1
+    for axis, at in coordinates(layout, rank).items():
+        if discover()[axis].splits_batch:
+            index, count = index * layout.degrees[axis] + at, count * layout.degrees[axis]
+    return index, count
+
+
 def _is_cut(layout: Layout) -> bool:
     """Whether the ranks of `layout` hold other parts of the module."""
     axes = discover()
@@ -156,9 +187,9 @@ def _see(
                 *module.named_buffers(remove_duplicate=False),
             ]
         }
-        with _reparametrize_module(module, tensors), torch.no_grad():
-            with Precision(case.layout, CPU).autocast():
-                refusing_values(lambda: case.recipe.loss(module, batch))
+        autocast = Precision(case.layout, CPU).autocast()
+        with _reparametrize_module(module, tensors), torch.no_grad(), autocast:
+            refusing_values(lambda: case.recipe.loss(module, batch))
     return seen
 
 
@@ -174,3 +205,11 @@ def refusing_values(run: Callable[[], Any]) -> Any:
         if refusal is None:
             raise
         raise refusal from error
+
+
+def load_experts(program: Program, load: float) -> None:
+    """Have `load` rows come to the experts of this rank for each of an even share."""
+    for part in parts(program.module):
+        for module in part.modules():
+            if EXCHANGE in module.__dict__:
+                module.__dict__[EXCHANGE].load = load

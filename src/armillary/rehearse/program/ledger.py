@@ -22,8 +22,9 @@ OF_STEP = -1
 class Held:
     """Memory from when it is taken to when it is given back: which storage, and in which passes.
 
-    `born` and `died` count marks, `given` is the event that gave it back. `sent` says that a collective took or filled it, `resized` that
-    it was given back and taken again under the same tensor, as gathered parameters are.
+    `born` and `died` count marks, `given` is the event that gave it back. `sent` says that a
+    collective took or filled it, `resized` that it was given back and taken again under the same
+    tensor, as gathered parameters are.
     """
 
     bytes: int
@@ -129,6 +130,11 @@ class Ledger:
         elif category and not self.held[number].category:
             self.held[number].category = category
         return number
+
+    def take_as(self, size: int, category: str) -> None:
+        """Note memory that is held from now on, of which there is no tensor."""
+        self.held.append(Held(size, len(self.marks), category=category))
+        self.note("take", len(self.held) - 1)
 
     def number(self, tensor: torch.Tensor) -> int | None:
         """The number of what `tensor` holds, if it was noted."""

@@ -1,4 +1,4 @@
-"""What it takes to make another tensor like one: on a rank alone, or a part of a distributed one."""
+"""What it takes to make another tensor like one, whole or a part of a distributed one."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from armillary.rehearse.program.blocks import CannotFold
-from armillary.rehearse.program.build import Case, Program, build
+from armillary.rehearse.program.build import Case, Program, build, load_experts
 from armillary.rehearse.program.ledger import BETWEEN, OF_STEP, Message
 from armillary.rehearse.program.order import Pass
+from armillary.rehearse.program.plans import check_machine, check_model
 from armillary.rehearse.program.step import Rehearsed, rehearse
 from armillary.rehearse.program.sums import Adding, Bytes
 from armillary.rehearse.program.world import check_rank, coordinates, fake_world
@@ -28,12 +29,14 @@ def record(
     rank: int,
     *,
     global_batch_size: int = 0,
+    load: float = 1.0,
     fold: bool = True,
 ) -> Record:
     """What rank `rank` of the plan's layout does in one step of `recipe`.
 
-    `global_batch_size` is the plan's, or the recipe's own, where it is 0. With `fold` equal blocks
-    and equal micro batches are run once or twice, and the others taken to do the same.
+    `global_batch_size` is the plan's, or the recipe's own, where it is 0. `load` is how many rows
+    come to this rank's experts for each that would if all were chosen alike. With `fold` equal
+    blocks and equal micro batches are run once or twice, and the others taken to do the same.
 
     Raises: `SpecError` if there is no such rank, the plan is for another model, an axis refuses the
     model, or its forward pass looks at values.
@@ -42,18 +45,24 @@ def record(
     if isinstance(plan, Plan) and not global_batch_size:
         global_batch_size = plan.global_batch_size
     check_rank(layout, rank)
-    case = Case.of(recipe, layout, global_batch_size)
+    if isinstance(plan, Plan):
+        check_machine(plan)
+    case = Case.of(recipe, layout, global_batch_size, rank)
     try:
-        return _record(case, rank, fold)
+        program, rehearsed = _rehearse(case, rank, load, fold)
     except CannotFold:
-        return _record(case, rank, fold=False)
+        program, rehearsed = _rehearse(case, rank, load, fold=False)
+    if isinstance(plan, Plan):
+        check_model(plan, program.graph, recipe.name)
+    return tell(program, rehearsed)
 
 
-def _record(case: Case, rank: int, fold: bool) -> Record:
+def _rehearse(case: Case, rank: int, load: float, fold: bool) -> tuple[Program, Rehearsed]:
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     with fake_world(case.layout, rank) as world, _without_collecting():
         program = build(case, world, fake)
-        return tell(program, rehearse(program, fake, fold))
+        load_experts(program, load)
+        return program, rehearse(program, fake, fold)
 
 
 @contextlib.contextmanager
@@ -103,6 +112,7 @@ def tell(program: Program, rehearsed: Rehearsed) -> Record:
         peak_bytes=sum(peak),
         peak=dict(zip(CATEGORIES, peak, strict=True)),
         peak_at=f"{label} {path}".strip(),
+        most={name: max(m[2][i] for m in moments) for i, name in enumerate(CATEGORIES)},
         timeline=_timeline(moments),
         flops=float(sum(flops.values())),
         flops_by_phase={phase: float(count) for phase, count in flops.items()},

@@ -4,10 +4,8 @@ import functools
 from collections.abc import Iterable
 from typing import Any
 
-import torch
-
 from armillary.axes.stages.driven import Driven
-from armillary.axes.stages.foreseen import foresee
+from armillary.axes.stages.foreseen import Foresight
 from armillary.rehearse.program.build import Program
 from armillary.rehearse.program.ledger import BACKWARD, BETWEEN, FORWARD, Ledger, Mark
 
@@ -31,11 +29,12 @@ class Pipeline:
         module: Any = program.module
         driven: Driven = module.forward_backward.__self__
         learn = driven.learn_shapes
+        assert program.whole is not None and program.world.mesh is not None
+        foresight = Foresight(driven.line, program.whole, program.world.mesh)
 
         def know(inputs: Any) -> None:
             for key in {driven.line.key(one) for one in inputs} - driven.line.known.keys():
-                assert program.whole is not None and program.world.mesh is not None
-                foresee(driven.line, key, program.whole, program.world.mesh)
+                foresight.tell(key)
             left_out = len(program.case.sizes) - len(inputs)
             learn([*inputs, *inputs[-1:] * left_out])  # what it sends has a number for each
 

@@ -66,21 +66,54 @@ class MarkedPhases(Phases):
         self.ledger.mark(Mark(BETWEEN))
 
 
-class WatchedStepper(Stepper):
-    """A stepper that tells a ledger of gradients, before the optimiser uses them."""
+ELEMENTWISE = ("Adadelta", "Adagrad", "Adam", "Adamax", "AdamW", "NAdam", "RAdam", "RMSprop", "SGD")
+"""Optimisers of torch that step one parameter after another, and send nothing."""
 
-    def __init__(self, ledger: Ledger, **settings: Any) -> None:
+
+class WatchedStepper(Stepper):
+    """A stepper that tells a ledger of gradients, before the optimiser uses them.
+
+    Of the parameters of blocks that stand in for another, the states are taken to be those of the
+    other's, where the optimiser steps parameters one by one.
+    """
+
+    def __init__(self, ledger: Ledger, runs: list[Run], **settings: Any) -> None:
         super().__init__(**settings)
-        self.ledger = ledger
+        self.ledger, self.runs = ledger, runs
 
     def update(self, loss: float, factor: float) -> tuple[bool, float | None]:
-        """As `Stepper.update`, after noting what gradients hold."""
+        """As `Stepper.update`, after noting what gradients hold; of a loss that is a mean, as most
+        are, the factor is 1.
+        """
         for parameter in self.model.parameters():
             if parameter.grad is not None:
                 number = self.ledger.number(plain(parameter.grad))
                 if number is not None:
                     self.ledger.call(number, "gradients")
-        return super().update(loss, factor)
+        standing = self._standing()
+        kept = [parameter.grad for parameter, _ in standing]
+        for parameter, _ in standing:
+            parameter.grad = None
+        found = super().update(loss, 1.0)
+        for _, like in standing:
+            for state in self.optimizer.state[like].values():
+                if isinstance(state, torch.Tensor):
+                    self.ledger.take_as(plain(state).nbytes, "optimiser")
+        del kept  # held as long as where all are stepped
+        return found
+
+    def _standing(self) -> list[tuple[nn.Parameter, nn.Parameter]]:
+        """The parameters whose step need not be run, each with the one that is stepped alike."""
+        kind, settings = type(self.optimizer), self.optimizer.defaults
+        is_known = kind.__module__.startswith("torch.optim.") and kind.__name__ in ELEMENTWISE
+        if not is_known or settings.get("foreach") or settings.get("fused"):
+            return []
+        return [
+            pair
+            for run in self.runs
+            for block, like in run.standing
+            for pair in zip(block.parameters(), like.parameters(), strict=True)
+        ]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -110,13 +143,14 @@ def rehearse(program: Program, fake: FakeTensorMode, fold: bool) -> Rehearsed:
         num_run = pipeline.fewest(num_micro_batches) if fold else num_micro_batches
         pipeline.listen(num_run)
     runs: list[Run] = []
-    if fold and (pipeline is None or pipeline.runs_backward_whole(num_run)):
-        runs = _fold(program, ledger, watching)
+    if pipeline is None or pipeline.runs_backward_whole(num_run):
+        runs = _hold(program, ledger, watching, fold)
     with fake, noting_storage(ledger):
         for tensor in [*module.parameters(), *module.buffers()]:
             ledger.take(plain(tensor), "parameters")
         stepper = WatchedStepper(
             ledger,
+            runs,
             model=module,
             loss=case.recipe.loss,
             optimizer=case.recipe.optimizer(module.parameters()),
@@ -133,7 +167,7 @@ def rehearse(program: Program, fake: FakeTensorMode, fold: bool) -> Rehearsed:
     return Rehearsed(
         ledger=ledger,
         order=order,
-        num_folded=sum(run.num_standing for run in runs),
+        num_folded=sum(len(run.standing) for run in runs),
         num_run=num_run,
     )
 
@@ -156,18 +190,20 @@ def _step(program: Program, num_run: int) -> Step:
     )
 
 
-def _fold(program: Program, ledger: Ledger, watching: Watching) -> list[Run]:
-    """Have the equal blocks of this rank stand in for each other, where there are enough."""
+def _hold(program: Program, ledger: Ledger, watching: Watching, fold: bool) -> list[Run]:
+    """Have the blocks of this rank tell of their passes; equal ones stand in for each other where
+    there are enough of them.
+    """
     found = []
     keeps_inputs = program.case.layout.recompute != "none"
     for part in parts(program.module):
         here = dict(part.named_modules())
         for paths in program.runs:
             blocks = [(path, here[path]) for path in paths if _is_here(here.get(path))]
-            if len(blocks) >= LEAST_FOLDED:
-                run = Run(ledger, watching, keeps_inputs)
-                run.hold(blocks)
-                found.append(run)
+            folds = fold and len(blocks) >= LEAST_FOLDED
+            run = Run(ledger, watching, keeps_inputs=keeps_inputs, folds=folds)
+            run.hold(blocks)
+            found.append(run)
     return found
 
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 from armillary.rehearse.program.ledger import (
     BACKWARD,
     BETWEEN,
-    FORWARD,
     NEVER,
     OPTIMISER,
     Event,

@@ -1,6 +1,7 @@
 """A step watched operator by operator: what it takes, computes and sends goes into a ledger."""
 
 import contextlib
+import inspect
 import sys
 from collections.abc import Callable, Iterator
 from functools import wraps
@@ -31,9 +32,8 @@ SCALER = "/torch/amp/grad_scaler.py"
 OPTIMISERS = str(Path(torch.__file__).parent / "optim") + "/"
 FLASH = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
 FLASH_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
-LEAST_BYTES = 64
-"""What the step counts beside the gradients is smaller: sums of a loss, loads of a router."""
-COUNTING = (World.sum.__code__, BalanceBias.after_step.__code__)
+COUNTING = (World.sum.__code__, inspect.unwrap(BalanceBias.after_step).__code__)
+"""What a step counts beside the gradients, and no axis tells: sums of a loss, loads of a router."""
 LOOKS = "aten._local_scalar_dense"
 
 
@@ -75,7 +75,7 @@ class Watching(TorchDispatchMode):
                 self.ledger.held[self.ledger.take(leaf)].sent = True
         if sent is None:
             return
-        if sent[3] < LEAST_BYTES and any(frame.f_code in COUNTING for frame in _frames()):
+        if any(frame.f_code in COUNTING for frame in _frames()):
             return
         module = self.ledger.causes[-1]
         if module is None:  # frames are not listed: a list in one of them would hold them all
@@ -98,7 +98,8 @@ def _frames() -> Iterator[FrameType]:
 def answer(tensor: torch.Tensor) -> Any:
     """A number in place of what a tensor without memory would hold, where the step itself asks.
 
-    Losses, norms and counts that are asked for are 1, and flags are not set.
+    Losses, norms and counts that are asked for are a half, which no one clips, and flags are not
+    set.
 
     Raises: `SpecError` if the model asks: its program then depends on values.
     """
@@ -113,7 +114,7 @@ def answer(tensor: torch.Tensor) -> Any:
             if file.startswith(STEP):
                 break
             raise looks_at_values(LOOKS, file, frame.f_lineno)
-    return 1.0 if tensor.is_floating_point() and not is_scaling else 0
+    return 0.5 if tensor.is_floating_point() and not is_scaling else 0
 
 
 def looks_at_values(operator: str, file: str, line: int) -> SpecError:
@@ -145,9 +146,15 @@ def refusal_of(error: BaseException) -> SpecError | None:
     while traceback is not None:
         places.append((traceback.tb_frame.f_code.co_filename, traceback.tb_lineno))
         traceback = traceback.tb_next
-    of_model = [place for place in places if not place[0].startswith(NOT_THE_MODEL)]
+    of_model = [place for place in places if _is_of_a_model(place[0])]
     operator = str(getattr(error, "func", "") or LOOKS)
-    return looks_at_values(operator, *of_model[-1])
+    return looks_at_values(operator, *(of_model or places)[-1])
+
+
+def _is_of_a_model(file: str) -> bool:
+    """Whether a file is a recipe's or a library's, rather than torch's or of what reads models."""
+    is_ours = file.startswith(f"{OURS}/") and not file.startswith(f"{OURS / 'recipes'}/")
+    return not is_ours and not file.startswith(NOT_THE_MODEL)
 
 
 @contextlib.contextmanager

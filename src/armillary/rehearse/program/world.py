@@ -2,8 +2,9 @@
 
 import contextlib
 import importlib
-from collections.abc import Iterator
-from typing import Any
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -33,12 +34,14 @@ def fake_world(layout: Layout, rank: int) -> Iterator[World]:
         return
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
+    _forget_meshes()
     dist.init_process_group("fake", rank=rank, world_size=layout.num_ranks, store=FakeStore())
     try:
         with answering():
             yield meet(layout, CPU)
     finally:
         dist.destroy_process_group()
+        _forget_meshes()
 
 
 def check_rank(layout: Layout, rank: int) -> None:
@@ -52,9 +55,23 @@ def check_rank(layout: Layout, rank: int) -> None:
         )
 
 
+def _forget_meshes() -> None:
+    """Have DTensor forget how it computed on an equal mesh, of which this process was another rank,
+    and whose groups are gone.
+    """
+    from torch.distributed.tensor import _redistribute
+    from torch.distributed.tensor.debug import _clear_sharding_prop_cache
+
+    _clear_sharding_prop_cache()
+    for found in vars(_redistribute).values():
+        if hasattr(found, "cache_clear"):
+            found.cache_clear()
+
+
 @contextlib.contextmanager
 def answering() -> Iterator[None]:
-    """A context in which torch's DDP takes the silence of a fake process group for an answer.
+    """A context in which torch's DDP takes the silence of a fake process group for an answer, and
+    meshes of many ranks are made once.
 
     DDP compares parameters and the order of its buckets between ranks, and waits for what a sum
     gives; a fake group gives nothing. The sums themselves are sent as ever, by a hook of ours.
@@ -67,14 +84,36 @@ def answering() -> Iterator[None]:
         swapped(distributed, "_verify_param_shape_across_processes", _agree),
         swapped(distributed, "_sync_module_states", _agree),
         swapped(replicate, "DistributedDataParallel", _ddp),
+        swapped(dist.DeviceMesh, "_concatenate", staticmethod(_once(dist.DeviceMesh._concatenate))),
+        swapped(dist.DeviceMesh, "__getitem__", _once(dist.DeviceMesh.__getitem__)),
     ):
         yield
+
+
+def _once(make: Callable[..., Any]) -> Callable[..., Any]:
+    """`make`, called once for equal arguments, meshes being equal where they are the same object.
+
+    torch makes a mesh anew for every parameter, each of which lists all ranks: at 60,000 ranks 11
+    ms (torch 2.13, measured), most of what it takes to shard a model.
+    """
+    known: dict[Any, tuple[Any, Any]] = {}
+
+    def made(*args: Any) -> Any:
+        key = tuple(
+            tuple(map(id, a)) if isinstance(a, list) else id(a) if hasattr(a, "size") else a
+            for a in args
+        )
+        if key not in known:
+            known[key] = args, make(*args)
+        return known[key][1]
+
+    return made
 
 
 @contextlib.contextmanager
 def swapped(owner: Any, name: str, value: Any) -> Iterator[None]:
     """A context in which `owner` has `value` under `name`."""
-    before = getattr(owner, name)
+    before = inspect.getattr_static(owner, name)
     setattr(owner, name, value)
     try:
         yield
@@ -90,7 +129,7 @@ def _ddp(*args: Any, **kwargs: Any) -> Any:
     """A DDP whose buckets are summed by a hook, and stay as they were first made."""
     made = torch.nn.parallel.DistributedDataParallel(*args, **kwargs)
     made.register_comm_hook(made.process_group, _sum_bucket)
-    made.reducer = _FixedBuckets(made.reducer)
+    made.reducer = cast(Any, _FixedBuckets(made.reducer))
     return made
 
 
