@@ -95,6 +95,8 @@ TOY = '''
 
     import numpy as np
 
+    from armillary.networks.joint import Ways
+
 
     class String:
         """One byte at a time."""
@@ -105,12 +107,26 @@ TOY = '''
         step_factor = 1.0
         pieces = 0.0
         through_adapters = False
+        is_spread = False
 
         def bytes_per_s(self, level, pattern, num_units, most_units):
             return np.full_like(num_units, level.link_bytes_per_s)
 
         def num_hops(self, level, pattern, num_units, most_units):
             return num_units
+
+        def capacities(self, joint):
+            return np.array([joint.rank_bytes_per_s])
+
+        def ends(self, joint):
+            return np.full((1, 2), -1)
+
+        def ways(self, joint, trips):
+            every = np.arange(trips.source.size)
+            return Ways(trip=every, link=np.zeros_like(every), share=np.ones(every.size))
+
+        def border(self, joint, source, is_outward):
+            return np.full(source.shape, -1)
 
 
     NETWORK = String()
@@ -131,6 +147,8 @@ def test_one_new_file_is_a_new_network(toy: None) -> None:
     assert "string" in discover()
     machine = small.machine([small.level("machine", 16, "string", 1.0)], 1, "gloo")
     assert networks.seconds(machine, "send", 1000.0, [(2, 1)]) > 1000
+    burst = networks.Burst(collective="batch_isend_irecv", bytes=2000.0, spans=((2, 1),))
+    assert networks.contended_seconds(machine, [burst]).seconds[0] > 16_000
 
 
 def test_an_unknown_network_is_named_with_its_place() -> None:

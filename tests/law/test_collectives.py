@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from armillary import networks
 from armillary.core import collectives as forms
+from armillary.core import rounds
 from armillary.core.collectives import Algorithm, LogGP
 from armillary.networks.middleware import WAYS
 from armillary.networks.reach import reaches
@@ -180,9 +181,12 @@ LOGGOPS = LogGP(latency=2500, overhead=1500, gap=1000, gap_per_byte=6)
 
 
 def test_the_simulator_that_plays_every_message_agrees() -> None:
-    assert LOGGOPS.halving_and_doubling(65_536, 2**20) == 12_758_528
-    assert LOGGOPS.ring_all_reduce(1024, 2**20) == 23_811_348
-    assert LOGGOPS.dissemination(65_536, 65_536) == 6_379_360
+    for form, ranks, size, played in (
+        (rounds.RABENSEIFNER, 65_536, 2**20, 12_758_528),
+        (rounds.RING_ALL_REDUCE, 1024, 2**20, 23_811_348),
+        (rounds.DISSEMINATION, 65_536, 65_536, 6_379_360),
+    ):
+        assert rounds.folded_time(LOGGOPS, form, ranks, size) == played
 
 
 # ------------------------------------------------------------------------- what was measured

@@ -10,7 +10,7 @@ S of an all-gather, a reduce-scatter and an all-to-all is the size over all rank
 each rank holds S / n and keeps 1 / n of that.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -159,20 +159,3 @@ class LogGP:
     def message(self, size: int) -> int:
         """Time from the start of sending `size` bytes to their receipt: L + 2 o + (k - 1) G."""
         return self.latency + 2 * self.overhead + (size - 1) * self.gap_per_byte
-
-    def rounds(self, sizes: Sequence[int]) -> int:
-        """Time of rounds that wait for each other, with one message of `sizes` in each."""
-        return sum(self.message(size) for size in sizes)
-
-    def halving_and_doubling(self, ranks: int, size: int) -> int:
-        """Time of an all-reduce of `size` bytes over a power of two of ranks (Rabenseifner)."""
-        rounds = ranks.bit_length() - 1
-        return 2 * self.rounds([size >> (k + 1) for k in range(rounds)])
-
-    def ring_all_reduce(self, ranks: int, size: int) -> int:
-        """Time of an all-reduce of `size` bytes around a ring that `size` divides by."""
-        return self.rounds([size // ranks] * (2 * (ranks - 1)))
-
-    def dissemination(self, ranks: int, size: int) -> int:
-        """Time of ceil(log2 ranks) rounds in which each rank sends `size` bytes."""
-        return self.rounds([size] * (ranks - 1).bit_length())

@@ -83,16 +83,13 @@ class Routes:
     def loads(self, of_flows: Array) -> Array:
         """What the links carry if each flow carries `of_flows`: conserved, of shape [L]."""
         at = self.direct
-        every = np.bincount(
-            at.column, at.share * of_flows[at.row], minlength=self.num_links + self.num_bundles
-        )
+        num = self.num_links + self.num_bundles
+        every = np.asarray(np.bincount(at.column, at.share * of_flows[at.row], num), np.float64)
         links = every[: self.num_links]
         if self.num_bundles:
             shared = self.bundles
             on_bundles = every[self.num_links :][shared.row]
-            links = links + np.bincount(
-                shared.column, shared.share * on_bundles, minlength=self.num_links
-            )
+            links = links + np.bincount(shared.column, shared.share * on_bundles, self.num_links)
         return links
 
     def of_flows(self, wanted: Mask) -> "Routes":
@@ -236,6 +233,7 @@ def play(
     teams = np.arange(num) if team is None else team
     turns = np.zeros(num, np.int64) if turn is None else turn
     clock = _Turns(teams, turns)
+    whole, (routes, capacity, used) = routes, routes.packed(capacity)
     left = np.asarray(amounts, np.float64).copy()
     finish_s, now = np.zeros(num), 0.0
     active = clock.started()
@@ -251,7 +249,9 @@ def play(
         left[goes_on] -= rates[goes_on] * last
         now += last
         active = clock.after(active, done)
-    return Played(finish_s=finish_s, carried=routes.loads(np.asarray(amounts, np.float64)))
+    carried = np.zeros(whole.num_links)
+    carried[used] = routes.loads(np.asarray(amounts, np.float64))
+    return Played(finish_s=finish_s, carried=carried)
 
 
 class _Turns:

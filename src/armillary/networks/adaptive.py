@@ -9,7 +9,7 @@ from armillary.networks.joint import Ways
 Array = NDArray[np.float64]
 Index = NDArray[np.int64]
 
-ROUNDS = 20  # each halves what is left to even out
+ROUNDS = 24  # each halves what is left to even out
 LEAST_SPARE = 0.02  # a full link still gets a fiftieth of what an empty one does
 
 
@@ -40,6 +40,8 @@ def adaptive_ways(pairs: Index, offered: Array, num_units: int, seed: int, all_l
     short, part = _even(pairs, offered, (row, out, into, part), rows, short)
     direct = np.flatnonzero(short > 0)
     share = (1.0 - short[row]) * part
+    goes = share > 0
+    row, out, into, share = row[goes], out[goes], into[goes], share[goes]
     return Ways(
         trip=np.concatenate([direct, row, row]),
         link=np.concatenate([link[direct], out % (k * k), into % (k * k)]),
@@ -94,12 +96,12 @@ def _even(
     row, out, into, part = ways
     is_fixed = not short.any()
     size = int(max(out.max(), into.max(), pairs.max())) + 1
-    always = np.bincount(pairs, offered, size)
+    always = np.asarray(np.bincount(pairs, offered, size), np.float64)
     always[pairs[rows]] = 0.0
     at, sent = pairs[rows], offered[rows]
     for _ in range(ROUNDS):
         long = ((1.0 - short) * offered)[row] * part
-        load = always + np.bincount(out, long, size) + np.bincount(into, long, size)
+        load: Array = always + np.bincount(out, long, size) + np.bincount(into, long, size)
         load[at] += short[rows] * sent
         fuller = np.maximum(load[out], load[into])
         found = np.bincount(row, fuller * part, pairs.size)

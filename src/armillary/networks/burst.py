@@ -34,8 +34,10 @@ class Burst:
 class LevelLoad:
     """What the links of one level carried: for a map of the network by heat.
 
-    `bytes` of all links together; `busiest` and `mean` are shares of what a link could have carried
-    until the last burst was done, of the fullest link and over those that carried something.
+    `bytes` is what crossed the level in all; `busiest` and `mean` are shares of what a link could
+    have carried until the last burst was done, of the fullest link and over those that carried
+    something, `num_played` of the level's `num_links` (of links that are alike some were played).
+    Ports that several levels share count for the innermost of these.
     """
 
     level: str
@@ -43,7 +45,7 @@ class LevelLoad:
     busiest: float
     mean: float
     num_links: int
-    num_used: int
+    num_played: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -67,6 +67,11 @@ class Network(Protocol):
         """Bytes/s of each link of one unit of the level, of shape [L], before `fraction`."""
         ...
 
+    def ends(self, joint: "Joint") -> Index:
+        """The units that each link goes from and to, of shape [L, 2]; from `num_units` on they are
+        points within the topology, and -1 is what all units are on."""
+        ...
+
     def ways(self, joint: "Joint", trips: "Trips") -> "Ways":
         """The links that each of `trips` takes."""
         ...

@@ -62,6 +62,12 @@ class Dragonfly:
         pair = joint.rank_bytes_per_s * joint.unit_ranks / others
         return np.broadcast_to(pair, (joint.num_units**2,))
 
+    def ends(self, joint: Joint) -> Index:
+        if joint.level.taper == 1.0:
+            return np.zeros((0, 2), np.int64)
+        source, target = np.indices((joint.num_units, joint.num_units))
+        return np.stack([source.reshape(-1), target.reshape(-1)], 1)
+
     def ways(self, joint: Joint, trips: Trips) -> Ways:
         if joint.level.taper == 1.0:
             return no_ways()

@@ -83,6 +83,11 @@ class Fabric:
             fraction=level.shape.get("fraction", topology.fraction),
         )
 
+    @property
+    def island(self) -> int:
+        """Ranks of one unit of what adapters join: those of the outermost level inside."""
+        return max((part.level.num_ranks for part in self.parts if part.is_inside), default=1)
+
     @cached_property
     def capacity(self) -> Array:
         """Bytes/s of every link that messages reach, of shape [L]."""
@@ -96,12 +101,15 @@ class Fabric:
             found[links].reshape(part.num_units, part.links.size)[:] = share * part.links
         return found
 
-    def links_of(self, part: Part) -> Index:
-        """The numbers of the links of one level: its ports, if they are its own, and the rest."""
-        ports = np.arange(part.ports, part.ports + 2 * self.machine.num_ranks * part.owns_ports)
-        return np.concatenate(
-            [ports, np.arange(part.first, part.first + part.num_units * part.links.size)]
-        )
+    def num_links_of(self, part: Part) -> int:
+        """The links of one level: its ports, if they are its own, and the rest."""
+        ports = 2 * self.machine.num_ranks if part.owns_ports else 0
+        return int(ports + part.num_units * part.links.size)
+
+    def level_of(self, links: Index) -> Index:
+        """The index of the level that each of `links` belongs to."""
+        first = [part.ports if part.owns_ports else part.first for part in self.parts]
+        return np.searchsorted(np.array(first), links, side="right") - 1
 
     def level_between(self, source: Index, target: Index) -> Index:
         """The level that carries messages between ranks, by index; -1 from a rank to itself."""

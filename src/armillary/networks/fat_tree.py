@@ -41,6 +41,10 @@ class FatTree:
         # Up and down of each unit below: as many links as its ranks have, over the taper.
         return np.full(2 * joint.num_units, joint.rank_bytes_per_s * joint.unit_ranks)
 
+    def ends(self, joint: Joint) -> Index:
+        units, top = np.arange(joint.num_units), np.full(joint.num_units, joint.num_units)
+        return np.concatenate([np.stack([units, top], 1), np.stack([top, units], 1)])
+
     def ways(self, joint: Joint, trips: Trips) -> Ways:
         every = np.arange(trips.source.size)
         return Ways(

@@ -10,6 +10,7 @@ from armillary.networks.burst import Burst, Ranks
 from armillary.networks.door import Pattern
 from armillary.networks.fabric import Fabric
 from armillary.networks.fitted import FitTable, sent_by_rank, tables_of
+from armillary.networks.folding import unfolded
 from armillary.networks.messages import Sending
 from armillary.networks.middleware import Way
 from armillary.networks.price import ways_of
@@ -55,9 +56,13 @@ def group_members(burst: Burst, num_ranks: int) -> Ranks:
 
 @dataclass(frozen=True, kw_only=True)
 class Class:
-    """Groups that lie alike: their numbers in the burst, and either a fit or a way with costs."""
+    """Groups that lie alike: their numbers in the burst, and either a fit or a way with costs.
+
+    `row` says how many units of each level one of them touches.
+    """
 
     groups: Index
+    row: Index
     table: FitTable | None
     way: Way
     costs: Parts | None
@@ -74,23 +79,26 @@ class Lying:
         self.fabric, self.burst, self.slots = fabric, burst, slots
         self.num_groups, self.num_ranks = slots.shape
         self.team = slice(first_team, first_team + self.num_groups)
+        self.fold = unfolded(self.num_groups)
         self.closed_s = np.zeros(self.num_groups)
         self.classes: list[Class] = []
+        self.ring = np.sort(slots, axis=1)
         machine = fabric.machine
         ways = ways_of(machine, burst.collective)
         if self.num_ranks < 2 or burst.bytes <= 0 or not machine.levels:
             return
-        self.ring = np.sort(slots, axis=1)
         self.tables = tables_of(machine.levels, burst.collective)
-        rows, groups = np.unique(self._touched(), axis=0, return_inverse=True)
-        groups = groups.reshape(-1)
+        touched = self._touched()
+        key = touched @ (self.num_ranks + 1) ** np.arange(touched.shape[1], dtype=np.float64)
+        _, first, groups = np.unique(key, return_index=True, return_inverse=True)
+        rows = touched[first]
         way, costs = self._way(ways, rows)
         for number, row in enumerate(rows):
             held = [t for t, units in zip(self.tables, row, strict=True) if t and units == 1]
             of = np.flatnonzero(groups == number)
             cost = None if held else costs[number]
             self.classes.append(
-                Class(groups=of, table=held[0] if held else None, way=way, costs=cost)
+                Class(groups=of, row=row, table=held[0] if held else None, way=way, costs=cost)
             )
             self.closed_s[of] = self._measured(held[0]) if held else cost.seconds  # type: ignore
 
@@ -127,21 +135,30 @@ class Lying:
 
     # ---------------------------------------------------------------------------------- flows
     def sending(self) -> list[Sending]:
-        """What the groups send, by class."""
+        """What the groups that are played send, by class."""
         found = []
+        played = self.fold.played
         is_pair = self.burst.collective in ("send", "batch_isend_irecv")
         members = self.slots if is_pair else self.ring
         for one in self.classes:
+            rows = np.intersect1d(one.groups, played, assume_unique=True)
+            if not rows.size:
+                continue
             groups = Groups(
                 self.fabric,
-                members[one.groups],
-                self.team.start + one.groups,
+                members[rows],
+                self.team.start + rows,
                 float(self.burst.bytes),
                 self._factors(one),
+                self.fold.num_places,
             )
             is_closed = self.burst.collective != "send"
             found.append(sending(groups, one.way, is_closed))
         return found
+
+    def stands_for(self) -> Array:
+        """For how many groups each of the burst's is played, of shape [G]."""
+        return np.bincount(self.fold.stand_in, minlength=self.num_groups).astype(np.float64)
 
     def _factors(self, one: Class) -> Array:
         """How much more than its bytes a message takes of a link, by level."""
@@ -153,8 +170,7 @@ class Lying:
             return np.full(len(self.fabric.parts), factor * measured / sent)
         found = np.full(len(self.fabric.parts), 1.0 / one.way.protocol.fraction)
         pattern: Pattern = one.way.pattern
-        row = self._touched()[one.groups[0]]
-        for reach in self._reaches(row):
+        for reach in self._reaches(one.row):
             if reach.table is not None and pattern != "pair":
                 name = reach.level.name
                 index = next(p.index for p in self.fabric.parts if p.level.name == name)
@@ -167,7 +183,11 @@ class Lying:
         return part.level.link_bytes_per_s * part.fraction
 
     def seconds(self, wire_s: Array) -> Array:
-        """Seconds of each group whose last byte arrives after `wire_s`, both of shape [G]."""
+        """Seconds of each group whose last byte arrives after `wire_s`, both of shape [G].
+
+        Of groups that others stand for, theirs.
+        """
+        wire_s = wire_s[self.fold.stand_in]
         found = np.zeros(self.num_groups)
         for one in self.classes:
             wire = wire_s[one.groups]

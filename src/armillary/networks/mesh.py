@@ -45,6 +45,10 @@ class Mesh:
         pair = self._pair_bytes_per_s(joint.level, float(joint.num_units))
         return np.full(joint.unit_ranks * joint.num_units**2, pair)
 
+    def ends(self, joint: Joint) -> Index:
+        _, source, target = np.indices((joint.unit_ranks, joint.num_units, joint.num_units))
+        return np.stack([source.reshape(-1), target.reshape(-1)], 1)
+
     def ways(self, joint: Joint, trips: Trips) -> Ways:
         link = (trips.rank * joint.num_units + trips.source) * joint.num_units + trips.target
         return Ways(trip=np.arange(link.size), link=link, share=np.ones(link.size))

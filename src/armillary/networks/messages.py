@@ -56,13 +56,15 @@ class Sending:
     """Flows of some bursts: what each sends, for which team and in which turn of it.
 
     `amount` is what a flow takes of the links in bytes, and `bytes` what it delivers: a protocol
-    that sends flags along takes more. All of shape [F].
+    that sends flags along takes more. `places` is how many flows one stands for: each has ports of
+    its own, and all share the links beyond. All of shape [F].
     """
 
     amount: Array
     bytes: Array
     team: Index
     turn: Index
+    places: Array
     messages: Messages
     crowds: Crowds
 
@@ -77,11 +79,17 @@ class Sending:
         return int(self.crowds.crowd.max(initial=-1)) + 1
 
 
+_NONE = np.zeros(0, np.int64)
 NO_CROWDS = Crowds(
-    **{
-        one.name: np.zeros(0, np.float64 if one.name in ("part", "share") else np.int64)
-        for one in fields(Crowds)
-    }
+    flow=_NONE,
+    crowd=_NONE,
+    part=np.zeros(0),
+    of=_NONE,
+    level=_NONE,
+    unit=_NONE,
+    source=_NONE,
+    target=_NONE,
+    share=np.zeros(0),
 )
 
 
@@ -99,7 +107,7 @@ def together(parts: Sequence[Sending]) -> Sending:
     sent, shared = [one.messages for one in parts], [one.crowds for one in parts]
     shifts = {"flow": flows, "crowd": crowds, "of": crowds}
     return Sending(
-        **{name: joined(name, parts) for name in ("amount", "bytes", "team", "turn")},
+        **{name: joined(name, parts) for name in ("amount", "bytes", "team", "turn", "places")},
         messages=Messages(
             **{one.name: joined(one.name, sent, shifts.get(one.name)) for one in fields(Messages)}
         ),

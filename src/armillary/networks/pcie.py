@@ -44,6 +44,9 @@ class Pcie:
         # The host's bridge, which all cards share.
         return np.array([2.0 * joint.rank_bytes_per_s])
 
+    def ends(self, joint: Joint) -> Index:
+        return np.full((1, 2), -1)
+
     def ways(self, joint: Joint, trips: Trips) -> Ways:
         every = np.arange(trips.source.size)
         return Ways(trip=every, link=np.zeros_like(every), share=np.ones(every.size))

@@ -29,7 +29,8 @@ def routes(fabric: Fabric, sending: Sending, seed: int = 0) -> Routes:
     bundles: list[Entries] = []
     num_bundles = sending.num_crowds
     shared = sending.crowds
-    direct.append((shared.flow, fabric.num_links + shared.crowd, shared.part))
+    of_all = shared.part * sending.places[shared.flow]
+    direct.append((shared.flow, fabric.num_links + shared.crowd, of_all))
     for part in fabric.parts:
         direct += _borders(fabric, part, sending)
         if part.links.size:
@@ -79,7 +80,8 @@ def _borders(fabric: Fabric, part: Part, sending: Sending) -> list[Entries]:
         link = part.network.border(part.joint, below, is_outward)
         some = link >= 0
         number = part.first + unit * part.links.size + link
-        found.append((sent.flow[at][some], number[some], sent.share[at][some]))
+        share = sent.share[at] * sending.places[sent.flow[at]]
+        found.append((sent.flow[at][some], number[some], share[some]))
     return found
 
 
@@ -105,7 +107,8 @@ def _offered(fabric: Fabric, sending: Sending, ports: list[Entries]) -> Array:
 def _crowds_offer(sending: Sending, offered: Array) -> Array:
     """Bytes/s that each crowd offers."""
     shared = sending.crowds
-    return np.bincount(shared.crowd, shared.part * offered[shared.flow], sending.num_crowds)
+    offers = shared.part * (offered * sending.places)[shared.flow]
+    return np.asarray(np.bincount(shared.crowd, offers, sending.num_crowds), np.float64)
 
 
 @dataclass
@@ -142,14 +145,18 @@ class _Crossing:
             target=np.concatenate([target % size // inner, shared.target[of]]),
             rank=np.concatenate([source % inner, np.zeros_like(of)]),
             offered=np.concatenate(
-                [offered[sent.flow[at]] * sent.share[at], crowds[shared.of[of]] * shared.share[of]]
+                [
+                    (offered * sending.places)[sent.flow[at]] * sent.share[at],
+                    crowds[shared.of[of]] * shared.share[of],
+                ]
             ),
             pattern=np.concatenate([sent.pattern[at], np.full(of.size, PATTERNS.index("all"))]),
             seed=seed,
         )
         ways = part.network.ways(part.joint, trips)
         flow, crowd = sent.flow[at], shared.of[of]
-        share = np.concatenate([sent.share[at], shared.share[of]])
+        places = sending.places[sent.flow[at]]
+        share = np.concatenate([sent.share[at] * places, shared.share[of]])
         if ways.bundle is None:
             unit = trips.unit[ways.trip] % part.num_units
             link = part.first + unit * part.links.size + ways.link

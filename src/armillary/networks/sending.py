@@ -27,21 +27,27 @@ class Groups:
     """Groups that send in one way: what each of their ranks sends, as flows.
 
     `members` of shape [G, N] are ranks of the machine, in the order of the ring, `team` numbers
-    their groups, `size` is the whole tensor. `factors` holds for each level how much more than its
-    bytes a message takes of a link there: the protocol's flags, and what was measured of a
-    collective against what the topology gives.
+    their groups, `size` is the whole tensor, and one stands for those of so many `places`.
+    `factors` holds for each level how much more than its bytes a message takes of a link there: the
+    protocol's flags, and what was measured of a collective against what the topology gives.
     """
 
     def __init__(
-        self, fabric: Fabric, members: Index, team: Index, size: float, factors: Array
+        self,
+        fabric: Fabric,
+        members: Index,
+        team: Index,
+        size: float,
+        factors: Array,
+        places: int = 1,
     ) -> None:
         self.fabric, self.members, self.size, self.factors = fabric, members, size, factors
+        self.places = places
         self.team = np.repeat(team, members.shape[1])
         self.num_ranks = float(members.shape[1])
         self.turn = 0
         self.parts: list[Sending] = []
-        inside = [part.level.num_ranks for part in fabric.parts if part.is_inside]
-        self.island = max(inside, default=1)
+        self.island = fabric.island
         self.inside = [part for part in fabric.parts if part.is_inside]
         self.outside = [part for part in fabric.parts if not part.is_inside]
 
@@ -106,6 +112,7 @@ class Groups:
                 bytes=sent,
                 team=team,
                 turn=np.full(sent.size, self.turn),
+                places=np.full(sent.size, float(self.places)),
                 messages=messages,
                 crowds=crowds,
             )
@@ -250,7 +257,8 @@ class Groups:
                 share = np.where(steps < blocks.num_blocks, blocks.size[other], 0)
                 partners.append((blocks.facing(other), share / np.maximum(around, 1.0)))
             if partners:
-                self.add(blocks, whole * around / others, partners, "all", around > 0)
+                sent = np.asarray(whole * around / others, np.float64)
+                self.add(blocks, sent, partners, "all", around > 0)
         if self.outside:
             self._crowd(whole / others)
 
@@ -260,7 +268,8 @@ class Groups:
         flat, held = islands.members, islands.held
         beyond = self.num_ranks - held
         flow = np.arange(flat.size)
-        messages, crowds = [], []
+        messages: list[tuple[Index, Array, Index]] = []
+        crowds: list[tuple[Blocks, Part, tuple[Index, Index, Array]]] = []
         for part in self.outside:
             blocks = self.blocks(part)
             num = np.bincount(blocks.first, blocks.size, blocks.first.max() + 1)
@@ -271,7 +280,7 @@ class Groups:
                 base = sum(some.start.size for some, _, _ in crowds)
                 crowds.append((blocks, part, (flow, base + blocks.block, share)))
         rows, shares, levels = (np.concatenate(some) for some in zip(*messages, strict=True))
-        sent = each * beyond
+        sent = np.asarray(each * beyond, np.float64)
         self._keep(
             sent,
             sent * self.factors[self.outside[0].index],

@@ -38,6 +38,9 @@ class Switch:
         rate = joint.rank_bytes_per_s * joint.num_units * joint.unit_ranks
         return np.full(int(joint.level.taper > 1), rate)
 
+    def ends(self, joint: Joint) -> Index:
+        return np.full((int(joint.level.taper > 1), 2), -1)
+
     def ways(self, joint: Joint, trips: Trips) -> Ways:
         every = np.arange(trips.source.size if joint.level.taper > 1 else 0)
         return Ways(trip=every, link=np.zeros_like(every), share=np.ones(every.size))

@@ -56,6 +56,17 @@ class Torus:
             joint.rank_bytes_per_s * joint.unit_ranks / (2.0 * self._num_dims(joint.level)),
         )
 
+    def ends(self, joint: Joint) -> Index:
+        units, stride = np.arange(joint.num_units), 1
+        found = []
+        for side in self.sides(joint).tolist():
+            here = units // stride % side
+            for sign in (1, -1):
+                other = units + ((here + sign) % side - here) * stride
+                found.append(np.stack([units, other], 1))
+            stride *= side
+        return np.concatenate(found)
+
     def ways(self, joint: Joint, trips: Trips) -> Ways:
         is_ring = trips.are("ring")
         rings, others = np.flatnonzero(is_ring), np.flatnonzero(~is_ring)
