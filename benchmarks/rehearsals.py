@@ -10,6 +10,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from armillary.plan.published import subject
 from armillary.plan.runs import Run, read_runs
 from armillary.plan.validate import compare
 from armillary.plan.workload import workload_of
+from armillary.rehearse.congestion import Congestion
 from armillary.rehearse.links import Links
 from armillary.rehearse.periods import step_of
 from armillary.spec import SpecError
@@ -61,7 +63,9 @@ def row_of(run: Run) -> Row:
     planned = compare(what).step_s
     load = workload_of(what.graph, what.machine, what.software, what.grid, what.global_batch_size)
     started_s = time.perf_counter()
-    rehearsed, step, _ = step_of(load, Links(what.machine, load.degrees))
+    congestion = Congestion(machine=what.machine, num_ranks=prod(load.degrees.values()))
+    links = Links(what.machine, load.degrees, congestion=congestion)
+    rehearsed, _, _ = step_of(load, links)
     played_s = time.perf_counter() - started_s
     if load.spread:  # the mean of the largest of n replicas, as the plan has it
         busy_s = (

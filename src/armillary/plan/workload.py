@@ -11,12 +11,14 @@ from armillary.plan.folding import fold
 from armillary.plan.grid import Grid
 from armillary.plan.memory import bytes_by_category
 from armillary.plan.messages import scale
+from armillary.plan.offload import is_used
 from armillary.plan.passes import again_s
 from armillary.plan.price import (
     head_blocks,
     hidden_inside,
     micro_batches,
     once_a_step,
+    price,
     price_parts_of,
 )
 from armillary.plan.software import Software
@@ -42,6 +44,10 @@ def workload_of(
     dealt = deal(alone, max(parts.num_blocks, 1), head_blocks(parts), software.deals)
     memory = bytes_by_category(graph, parts, dealt, software, alone, micro)
     once = once_a_step(graph, memory, machine, software, alone)
+    moved_s = 0.0
+    if is_used(alone):  # what is moved to the host and not hidden
+        priced = price(graph, machine, software, alone, global_batch_size=global_batch_size)
+        moved_s = only(priced.terms["offload"])
     schedule, option = alone.schedules[0]
     axes = discover()
     degrees = {a: int(alone.degrees[a][0]) for a in alone.orders[0] if a in alone.degrees}
@@ -61,7 +67,7 @@ def workload_of(
             for message in _messages(axes[name], folded, software, alone, global_batch_size)
         ),
         update_s=only(once["optimiser"]),
-        step_s=only(once["step"]),
+        step_s=only(once["step"]) + moved_s,
         micro_batch_s=software.micro_batch_s,
         message_launch_s=software.message_launch_s,
         slowdown=software.slowdown,

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from armillary.core.play import Played, critical_path
-from armillary.rehearse.building import AHEAD, BACK, COMPUTE, Label, Step, stages_of
+from armillary.rehearse.step import AHEAD, BACK, COMPUTE, Label, Step, stages_of
 from armillary.spec.rehearsal import LinkLoad, Share
 
 WORDS = {"F": "forward", "B": "backward", "I": "backward", "W": "backward"}

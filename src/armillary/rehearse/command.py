@@ -42,6 +42,10 @@ Goal = Annotated[
     Path | None, typer.Option(help="A file of the step in GOAL, which LogGOPSim replays.")
 ]
 Out = Annotated[Path | None, typer.Option(help="A file for the rehearsal as JSON.")]
+Flows = Annotated[
+    bool,
+    typer.Option(help="Route every collective's bytes over the links; else closed forms alone."),
+]
 Why = Annotated[bool, typer.Option("--why", help="Say what holds the step, and what would help.")]
 Options = Annotated[
     list[str] | None, typer.Option("--set", help="An option of the recipe. Repeatable.")
@@ -68,6 +72,7 @@ def rehearse(
     goal: Goal = None,
     out: Out = None,
     why: Why = False,
+    flows: Flows = True,
     options: Options = None,
     data: Data = None,
     quiet: Quiet = False,
@@ -88,34 +93,9 @@ def rehearse(
 
     armillary rehearse plan.json --rank 0 --trace trace.json
     """
-    from armillary.rehearse.request import RehearsalWords, check_rank, rehearsal_request
-    from armillary.rehearse.running import Telling, run
-
+    given = dict(locals())
     _check_writable(html, trace, goal, out)
-    request = rehearsal_request(
-        plan,
-        RehearsalWords(
-            machine=machine,
-            samples=samples,
-            seed=seed,
-            jitter=jitter,
-            slow_device=tuple(slow_device or ()),
-            slow_link=tuple(slow_link or ()),
-            background=background,
-            days=days,
-            changes=why or html is not None or as_json or not quiet,
-        ),
-    )
-    check_rank(rank, request.plan)
-    telling = Telling(quiet=quiet or as_json)
-    record: Any = None
-    if rank is not None:
-        from armillary.rehearse.running import program_of
-
-        record = program_of(
-            request.plan, rank, recipe, parse_assignments(options or [], "--set"), data, telling
-        )
-    found = run(request, record, telling)
+    found, request = _played(plan, given)
     files = _write(found, request, html=html, trace=trace, goal=goal, out=out)
     if as_json:
         typer.echo(found.rehearsal.to_json(), nl=False)
@@ -125,6 +105,26 @@ def rehearse(
         print_rehearsal(found.rehearsal, with_why=why)
         for path in files:
             typer.echo(f"wrote {path}")
+
+
+def _played(plan: Path, given: dict[str, Any]) -> tuple[Any, Any]:
+    """The rehearsal that the options ask for, and its request."""
+    from armillary.rehearse.request import RehearsalWords, check_rank, rehearsal_request
+    from armillary.rehearse.running import Telling, program_of, run
+
+    given["slow_device"] = tuple(given["slow_device"] or ())
+    given["slow_link"] = tuple(given["slow_link"] or ())
+    given["changes"] = given["why"] or given["as_json"] or bool(given["html"] or given["out"])
+    words = RehearsalWords(**{name: given[name] for name in RehearsalWords.__dataclass_fields__})
+    request = rehearsal_request(plan, words)
+    rank = given["rank"]
+    check_rank(rank, request.plan)
+    telling = Telling(quiet=given["quiet"] or given["as_json"])
+    record = None
+    if rank is not None:
+        options = parse_assignments(given["options"] or [], "--set")
+        record = program_of(request.plan, rank, given["recipe"], options, given["data"], telling)
+    return run(request, record, telling), request
 
 
 def _write(

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from armillary.core.play import Played
-from armillary.rehearse.building import LANES, Label, Step
+from armillary.rehearse.step import LANES, Label, Step
 
 MOST_EVENTS, MOST_RANKS = 30_000, 32
 CLASSES = ("forward", "backward", "weights", "message", "update")

@@ -16,7 +16,7 @@ import numpy as np
 from armillary.core.chance import Array, Draw, Slowest, replay
 from armillary.core.orders import rank_of
 from armillary.core.play import Played
-from armillary.rehearse.building import AHEAD, BACK, COMPUTE, Label, Step
+from armillary.rehearse.step import AHEAD, BACK, COMPUTE, Label, Step
 from armillary.spec import SpecError
 
 PASSES = ("F", "B", "I", "W")

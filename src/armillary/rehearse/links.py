@@ -9,17 +9,23 @@ adapter carries, or the untapered link.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import zip_longest
 
 import numpy as np
+from numpy.typing import NDArray
 
 from armillary import networks
 from armillary.networks.rates import ENDLESS, with_endless_rates, with_rates
 from armillary.networks.spans import units_touched
+from armillary.rehearse.congestion import Congestion, Spans
 from armillary.spec import Machine, SpecError
 from armillary.spec.workload import Workload
+
+Ranks = NDArray[np.int64]
+SMALL_BYTES = 2.0**18
+"""Of a smaller message the steps count, and not where its bytes go."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,7 +33,8 @@ class Cost:
     """Seconds of a message: those that no link can shorten, and those on the wire at one share.
 
     `level` is the index of the outermost level it crosses, `bytes` what it is in all, `at_s` by
-    level the seconds on the wire if that level alone took time.
+    level the seconds on the wire if that level alone took time. `boosts` says that a rank alone at
+    its links gets more than its share; flows have that in them.
     """
 
     fixed_s: float
@@ -35,6 +42,7 @@ class Cost:
     level: int
     bytes: float
     at_s: tuple[float, ...] = ()
+    boosts: bool = True
 
     @property
     def seconds(self) -> float:
@@ -49,7 +57,13 @@ class Cost:
             level=self.level,
             bytes=self.bytes * factor,
             at_s=tuple(one * factor for one in self.at_s),
+            boosts=self.boosts,
         )
+
+    def on_flows(self, ratio: float) -> "Cost":
+        """The same with a wire that takes so many times as long, as flows have it."""
+        wire_s, at_s = self.wire_s * ratio, tuple(one * ratio for one in self.at_s)
+        return replace(self, wire_s=wire_s, at_s=at_s, boosts=False)
 
     def __add__(self, other: "Cost") -> "Cost":
         return Cost(
@@ -60,6 +74,7 @@ class Cost:
             at_s=tuple(
                 one + also for one, also in zip_longest(self.at_s, other.at_s, fillvalue=0.0)
             ),
+            boosts=self.boosts and other.boosts,
         )
 
 
@@ -67,8 +82,13 @@ class Links:
     """A machine's links under a job whose mesh has these degrees, the outermost axis first."""
 
     def __init__(
-        self, machine: Machine, degrees: Mapping[str, int], background: float = 0.0
+        self,
+        machine: Machine,
+        degrees: Mapping[str, int],
+        background: float = 0.0,
+        congestion: Congestion | None = None,
     ) -> None:
+        self.congestion = congestion
         self.machine, self.degrees, self.background = machine, dict(degrees), background
         self.endless = with_endless_rates(machine)
         self.alone = [_with_one_finite(machine, level.name) for level in machine.levels]
@@ -85,7 +105,9 @@ class Links:
                 "every rank of a layout has a device of its own (rehearse/links.py)",
                 "plan for this machine anew, or name a larger one with --machine",
             )
-        self._known: dict[tuple[str, float, tuple[tuple[int, int], ...]], Cost] = {}
+        self._known: dict[tuple[str, float, Spans], Cost] = {}
+        self._by_form: dict[tuple[str, float, Spans], Cost] = {}
+        self._ranks: dict[tuple[str, int], Ranks] = {}
 
     @cached_property
     def units(self) -> list[int]:
@@ -99,18 +121,30 @@ class Links:
         inside = [i for i, one in enumerate(levels) if one.num_ranks <= self.machine.ranks_per_node]
         return len(inside)
 
-    def spans(self, group: Sequence[str]) -> tuple[tuple[int, int], ...]:
+    def spans(self, group: Sequence[str]) -> Spans:
         """Degree and stride of the axes of a group."""
         return tuple((self.degrees[a], self.strides[a]) for a in group if a in self.degrees)
 
-    def cost(self, collective: str, size: float, spans: tuple[tuple[int, int], ...]) -> Cost:
+    def cost(self, collective: str, size: float, spans: Spans) -> Cost:
         """What one collective costs, all groups of the job at it."""
         key = (collective, size, spans)
         if key not in self._known:
             self._known[key] = self._priced(*key)
         return self._known[key]
 
-    def _priced(self, collective: str, size: float, spans: tuple[tuple[int, int], ...]) -> Cost:
+    def _priced(self, collective: str, size: float, spans: Spans) -> Cost:
+        cost = self._closed(collective, size, spans)
+        ratio = self._ratio(collective, size, spans, cost.level)
+        return cost if ratio == 1.0 else cost.on_flows(ratio)
+
+    def _closed(self, collective: str, size: float, spans: Spans) -> Cost:
+        """What the closed form says."""
+        key = (collective, size, spans)
+        if key not in self._by_form:
+            self._by_form[key] = self._from_form(*key)
+        return self._by_form[key]
+
+    def _from_form(self, collective: str, size: float, spans: Spans) -> Cost:
         given = [(np.array([d]), np.array([s])) for d, s in spans]
         total_s = float(networks.seconds(self.machine, collective, size, spans))
         least_s = float(networks.seconds(self.endless, collective, size, spans))
@@ -129,12 +163,20 @@ class Links:
             at_s=tuple(max(one, 0.0) for one in at_s),
         )
 
+    def _ratio(self, collective: str, size: float, spans: Spans, level: int) -> float:
+        """How many times longer flows take on the wire, of what crosses nodes."""
+        if self.congestion is None or level < self.first_between or size < SMALL_BYTES:
+            return 1.0
+        return self.congestion.ratio(collective, size, spans)
+
     def hop(self, size: float, one: int, other: int, axis: str) -> Cost:
         """What a message between two coordinates of `axis` costs, wherever the others are."""
         if one == other:
             return Cost(fixed_s=0.0, wire_s=0.0, level=0, bytes=0.0)
         level = self._crossed(one, other, axis)
-        return self.cost("send", size, ((2, self.units[level] if self.units else 1),))
+        cost = self._closed("send", size, ((2, self.units[level] if self.units else 1),))
+        ratio = self._ratio("send", size, self.spans((axis,)), level)
+        return cost if ratio == 1.0 else cost.on_flows(ratio)
 
     def _crossed(self, one: int, other: int, axis: str) -> int:
         """The outermost level between any two ranks at these coordinates of `axis`."""
@@ -145,19 +187,20 @@ class Links:
                 return index
         return len(self.machine.levels) - 1
 
-    def ranks_at(self, axis: str, coordinate: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    def ranks_at(self, axis: str, coordinate: int) -> Ranks:
         """All ranks of the job with this coordinate along `axis`; all where there is no axis."""
-        ranks = np.arange(self.num_ranks)
-        if not axis:
-            return ranks
-        found: np.ndarray[tuple[int], np.dtype[np.int64]] = ranks[
-            ranks // self.strides[axis] % self.degrees[axis] == coordinate
-        ]
-        return found
+        if (axis, coordinate) not in self._ranks:
+            ranks = np.arange(self.num_ranks)
+            if axis:
+                ranks = ranks[ranks // self.strides[axis] % self.degrees[axis] == coordinate]
+            self._ranks[axis, coordinate] = ranks
+        return self._ranks[axis, coordinate]
 
     # ----------------------------------------------------------------------------------- sharing
     def boost(self, cost: Cost) -> float:
         """How many times its share a rank gets where nobody else sends."""
+        if not cost.boosts:
+            return 1.0
         least_s = max((one / self._alone(i) for i, one in enumerate(cost.at_s)), default=0.0)
         return max(cost.wire_s / least_s, 1.0) if least_s > 0 else 1.0
 

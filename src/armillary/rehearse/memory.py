@@ -9,6 +9,8 @@ from armillary.spec.rehearsal import Rehearsal
 
 WIDTH, HEIGHT, LEFT, TOP, BOTTOM = 1000, 260, 60, 14, 26
 MOST_MOMENTS = 400
+SMALL = 0.15
+"""Of less than this share of the capacity the drawing is made as high as what is held."""
 
 
 def drawing(told: Rehearsal, plan: Plan) -> dict[str, object]:
@@ -45,7 +47,8 @@ def _layers(moments: Sequence[Mapping[str, float]]) -> dict[str, list[float]]:
 def _svg(layers: Mapping[str, Sequence[float]], labels: Sequence[str], limit: float) -> str:
     number = len(labels)
     totals = [sum(layer[i] for layer in layers.values()) for i in range(number)]
-    top = 1.06 * max([limit, *totals]) or 1.0
+    most = max([*totals, 1.0])
+    top = 1.06 * (max(limit, most) if most > SMALL * limit else 1.25 * most)
 
     def across(index: int) -> float:
         return LEFT + index / max(number - 1, 1) * (WIDTH - LEFT)
@@ -66,9 +69,15 @@ def _svg(layers: Mapping[str, Sequence[float]], labels: Sequence[str], limit: fl
         joined = " ".join(points)
         parts.append(f'<polygon class="layer{place % 8}" points="{joined}">{title}</polygon>')
         base = above
-    at = down(limit)
+    at = down(limit) if limit < top else TOP
     parts.append(f'<line class="limit" x1="{LEFT}" x2="{WIDTH}" y1="{at:.1f}" y2="{at:.1f}"/>')
     parts.append(f'<text class="tick" x="{LEFT - 6}" y="{at + 4:.1f}">{size(limit)}</text>')
+    if limit >= top:
+        told = f"the capacity is {limit / most:,.0f} times as much, far above this drawing"
+        parts.append(f'<text x="{LEFT + 8}" y="{at + 16:.1f}">{told}</text>')
+        parts.append(
+            f'<text class="tick" x="{LEFT - 6}" y="{down(most) + 4:.1f}">{size(most)}</text>'
+        )
     parts.append(f'<text class="tick" x="{LEFT - 6}" y="{down(0) + 4:.1f}">0</text>')
     for index in (0, number - 1):
         anchor = "" if index == 0 else ' style="text-anchor:end"'

@@ -148,7 +148,11 @@ def _sliders(found: Rehearsed, request: RehearsalRequest) -> dict[str, Any]:
         "jitters": list(JITTERS),
         "placements": [", ".join(order) or "one device" for order in placements(load)],
         "steps": grid(
-            load, request.machine, request.wanted.jitter.background, told.predicted_step_s
+            load,
+            request.machine,
+            request.wanted.jitter.background,
+            found.congestion,
+            told.predicted_step_s,
         ),
         "more": more,
         "own": told.predicted_step_s + more,

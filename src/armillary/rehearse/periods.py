@@ -9,13 +9,14 @@ fill the pipeline and outlast what is sent once a step; a test holds it against 
 from dataclasses import replace
 
 from armillary.core.play import Played
-from armillary.rehearse.building import Step, build
+from armillary.rehearse.building import build
 from armillary.rehearse.links import Links
+from armillary.rehearse.step import Step
 from armillary.spec.workload import Message, Workload
 
 MOST_PASSES = 6000
 """Passes of all ranks above which a step is folded: a second's work for one core (measured)."""
-FILLS = 6
+FILLS = 2
 """How many times as many micro batches as ranks are played at least."""
 
 

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from math import prod
 
 import numpy as np
 
@@ -10,13 +11,15 @@ from armillary.core import failures
 from armillary.core.chance import run_goodput
 from armillary.core.play import Played
 from armillary.rehearse.accounts import critical_of, loads_of, scaled, terms_of
-from armillary.rehearse.building import Step
+from armillary.rehearse.congestion import Congestion
 from armillary.rehearse.jitter import Jitter, sampled_steps
 from armillary.rehearse.links import Links
 from armillary.rehearse.periods import step_of
+from armillary.rehearse.step import Step
 from armillary.rehearse.whatif import what_ifs
 from armillary.rehearse.why import why
 from armillary.spec import Machine, Plan, Survival
+from armillary.spec.quantities import span
 from armillary.spec.rehearsal import Distribution, Endurance, Rehearsal, WhatIf
 from armillary.spec.workload import Workload
 
@@ -27,7 +30,10 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
-    """What is asked of a rehearsal besides the step; `num_samples` 0 leaves jitter out."""
+    """What is asked of a rehearsal besides the step; `num_samples` 0 leaves jitter out.
+
+    `changes` are what-ifs, `flows` says that collectives share the links flow by flow.
+    """
 
     jitter: Jitter
     jitter_words: str = ""
@@ -35,6 +41,7 @@ class Wanted:
     seed: int = 0
     days: float = 0.0
     changes: bool = True
+    flows: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +51,7 @@ class Rehearsed:
     rehearsal: Rehearsal
     step: Step
     played: Played
+    congestion: Congestion | None = None
 
 
 def rehearse(
@@ -55,13 +63,15 @@ def rehearse(
     """
     started_s = time.perf_counter()
     progress("the step")
-    links = Links(machine, workload.degrees, wanted.jitter.background)
+    congestion = Congestion(machine=machine, num_ranks=prod(workload.degrees.values()))
+    chosen = congestion if wanted.flows else None
+    links = Links(machine, workload.degrees, wanted.jitter.background, chosen)
     step_s, step, played = step_of(workload, links)
     played_s = time.perf_counter() - started_s
     factor = step_s / played.step_s if played.step_s else 1.0
     critical = scaled(critical_of(step, played), factor)
     loads = loads_of(step, played)
-    changes = list(_changes(workload, machine, wanted, step_s, progress))
+    changes = list(_changes(workload, machine, wanted, chosen, step_s, progress))
     distribution = _distribution(step, played, wanted, factor, progress)
     if distribution is not None:
         changes += _less_jitter(step, played, wanted, distribution, step_s, factor)
@@ -89,16 +99,22 @@ def rehearse(
         ),
         step=step,
         played=played,
+        congestion=chosen,
     )
 
 
 def _changes(
-    workload: Workload, machine: Machine, wanted: Wanted, step_s: float, progress: Progress
+    workload: Workload,
+    machine: Machine,
+    wanted: Wanted,
+    congestion: Congestion | None,
+    step_s: float,
+    progress: Progress,
 ) -> Sequence[WhatIf]:
     if not wanted.changes or not workload.messages:
         return ()
     found = []
-    for one in what_ifs(workload, machine, wanted.jitter.background, step_s):
+    for one in what_ifs(workload, machine, wanted.jitter.background, congestion, step_s):
         progress(one.words)
         found.append(one)
     return found
@@ -135,7 +151,7 @@ def _less_jitter(
         return []
     number = min(wanted.num_samples, 8)
     half = sampled_steps(step, played, wanted.jitter.scaled(0.5), number, wanted.seed)
-    words = f"half the jitter (the median is then {float(np.median(half)) * factor:.4g} s)"
+    words = f"half the jitter (its median is then {span(float(np.median(half)) * factor)})"
     saved_s = distribution.predicted_median_s - float(np.median(half)) * factor
     return [WhatIf(words=words, predicted_step_s=step_s - saved_s, jitter=0.5)]
 

@@ -35,6 +35,7 @@ class RehearsalWords:
     background: float = 0.0
     days: float = 0.0
     changes: bool = True
+    flows: bool = True
 
 
 def rehearsal_request(path: Path, words: RehearsalWords) -> RehearsalRequest:
@@ -81,6 +82,7 @@ def rehearsal_request(path: Path, words: RehearsalWords) -> RehearsalRequest:
             seed=words.seed,
             days=words.days,
             changes=words.changes,
+            flows=words.flows,
         ),
     )
 

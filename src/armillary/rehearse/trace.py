@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from armillary.core.play import Played
-from armillary.rehearse.building import LANES, Step
 from armillary.rehearse.gantt import CLASSES, class_of, words_of
+from armillary.rehearse.step import LANES, Step
 from armillary.spec import write_atomically
 
 

@@ -6,6 +6,7 @@ from itertools import permutations
 from math import factorial
 
 from armillary.networks.rates import with_rates
+from armillary.rehearse.congestion import Congestion
 from armillary.rehearse.links import Links, with_order
 from armillary.rehearse.periods import step_of
 from armillary.spec import Machine
@@ -22,8 +23,15 @@ QUICK_PASSES = 1500
 class Otherwise:
     """A workload on a machine, to be played with something changed."""
 
-    def __init__(self, workload: Workload, machine: Machine, background: float) -> None:
+    def __init__(
+        self,
+        workload: Workload,
+        machine: Machine,
+        background: float,
+        congestion: Congestion | None,
+    ) -> None:
         self.workload, self.machine, self.background = workload, machine, background
+        self.congestion = congestion
         self.own_s = self.step_s()
 
     def step_s(
@@ -33,7 +41,7 @@ class Otherwise:
         machine = with_rates(self.machine, factor, level) if factor != 1.0 else self.machine
         order = placement or tuple(self.workload.degrees)
         load = replace(self.workload, degrees=with_order(self.workload, order))
-        links = Links(machine, load.degrees, self.background)
+        links = Links(machine, load.degrees, self.background, self.congestion)
         return step_of(load, links, QUICK_PASSES)[0]
 
 
@@ -52,10 +60,14 @@ def placements(workload: Workload) -> list[tuple[str, ...]]:
 
 
 def what_ifs(
-    workload: Workload, machine: Machine, background: float, predicted_s: float
+    workload: Workload,
+    machine: Machine,
+    background: float,
+    congestion: Congestion | None,
+    predicted_s: float,
 ) -> Iterator[WhatIf]:
     """One thing changed at a time, each as it comes; all are scaled to the predicted step."""
-    other = Otherwise(workload, machine, background)
+    other = Otherwise(workload, machine, background, congestion)
     scale = predicted_s / other.own_s
 
     def played(words: str, **changed: object) -> WhatIf:
@@ -82,10 +94,14 @@ def what_ifs(
 
 
 def grid(
-    workload: Workload, machine: Machine, background: float, predicted_s: float
+    workload: Workload,
+    machine: Machine,
+    background: float,
+    congestion: Congestion | None,
+    predicted_s: float,
 ) -> list[list[float]]:
     """Seconds of the step by placement and factor on the links, for the sliders of the page."""
-    other = Otherwise(workload, machine, background)
+    other = Otherwise(workload, machine, background, congestion)
     scale = predicted_s / other.own_s
     return [
         [other.step_s(factor, "", order) * scale for factor in NETWORKS]

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from armillary.core.play import Played
 from armillary.rehearse.accounts import Key, shared_wire_s
-from armillary.rehearse.building import Step
+from armillary.rehearse.step import Step
 from armillary.spec.quantities import size, span
 from armillary.spec.rehearsal import LinkLoad, Share, WhatIf
 
@@ -75,6 +75,7 @@ def _cures(what_ifs: Sequence[WhatIf], predicted_s: float) -> Iterator[str]:
     better.sort(key=lambda one: one.predicted_step_s)
     for one in better[:MOST_CURES]:
         saved = 1 - one.predicted_step_s / predicted_s
-        yield f"{one.words}: {span(one.predicted_step_s)}, {100 * saved:.1f} % less"
-    if what_ifs and not better:
+        told = f"{span(one.predicted_step_s)}, {100 * saved:.1f} % less"
+        yield f"what would shorten it: {one.words} ({told})"
+    if not better and any(one.network != 1.0 for one in what_ifs):
         yield "neither faster links nor another placement of the axes would shorten it"
