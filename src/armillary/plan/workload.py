@@ -10,7 +10,7 @@ from armillary.axes.stages.balance import stages_per_rank
 from armillary.plan.folding import fold
 from armillary.plan.grid import Grid
 from armillary.plan.memory import bytes_by_category
-from armillary.plan.messages import scale
+from armillary.plan.messages import scale, sent_by
 from armillary.plan.offload import is_used
 from armillary.plan.passes import again_s
 from armillary.plan.price import (
@@ -24,7 +24,6 @@ from armillary.plan.price import (
 from armillary.plan.software import Software
 from armillary.plan.stages import Dealt, deal
 from armillary.plan.terms import only
-from armillary.plan.traffic import sent_along
 from armillary.plan.work import Parts
 from armillary.spec import Machine, ModelGraph
 from armillary.spec.workload import Message, StageWork, Workload
@@ -145,7 +144,7 @@ def _messages(
 ) -> list[Message]:
     """The messages of one axis, as they are sent in the layout's precision."""
     found = []
-    for one in sent_along(axis, folded, alone, batch):
+    for one in sent_by(axis, folded, software, alone, batch, {}):
         sent = one.transfer
         size = only(one.bytes) * only(scale(sent.carries, folded, software, alone))
         if size <= 0 or only(one.per_step) <= 0:
