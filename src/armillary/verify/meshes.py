@@ -46,7 +46,7 @@ def start_forgetting() -> Callable[[], None]:
 def _tables() -> Iterator[Any]:
     """Tables of results that torch.distributed keeps in memory, but those that are frozen."""
     for kept in gc.get_objects():
-        if isinstance(kept, functools._lru_cache_wrapper):
+        if type(kept) is functools._lru_cache_wrapper:  # isinstance would ask stand-ins for a class
             module: Any = kept.__module__
             if str(module).startswith(KEEPER):
                 yield kept
