@@ -138,7 +138,7 @@ def _refuse_both(recipe: str) -> None:
             "--resume",
             f"given beside {recipe!r}",
             "a run goes on with the recipe and the weights it keeps",
-            "leave that out",
+            "leave the recipe out",
         )
 
 

@@ -103,7 +103,7 @@ def test_no_rank_is_started_for_what_an_axis_refuses(
     said: str,
     options: dict[str, str],
 ) -> None:
-    monkeypatch.setattr(launch, "_train_on_own_ranks", refuse_to_start)
+    monkeypatch.setattr(launch, "train_on_own_ranks", refuse_to_start)
     runs = tmp_path / "runs"
     with pytest.raises(SpecError, match="rule") as caught:
         train(str(own) if recipe == "own" else recipe, words, runs, **options)
@@ -117,7 +117,7 @@ def test_no_rank_is_started_for_what_an_axis_refuses(
 def test_what_is_admitted_is_started(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: str
 ) -> None:
-    monkeypatch.setattr(launch, "_train_on_own_ranks", refuse_to_start)
+    monkeypatch.setattr(launch, "train_on_own_ranks", refuse_to_start)
     with pytest.raises(RankStarted):
         train("gpt", words, tmp_path)
 
@@ -127,6 +127,6 @@ def test_a_mistake_in_the_model_is_left_to_the_ranks(
 ) -> None:
     """They show it once, with its traceback."""
     own.write_text(OWN_MODEL.replace("self.lstm(x[:, None])[0]", "self.lost(x)"))
-    monkeypatch.setattr(launch, "_train_on_own_ranks", refuse_to_start)
+    monkeypatch.setattr(launch, "train_on_own_ranks", refuse_to_start)
     with pytest.raises(RankStarted):
         train(str(own), "sequence=2", tmp_path, kind="recurrent")
