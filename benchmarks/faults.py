@@ -70,13 +70,14 @@ def kill_a_run(
     """Train undisturbed and disturbed in `folder`; how they compare."""
     words = ["--layout", layout, "--set", f"epochs={epochs}", "--set", f"pause_s={pause_s}"]
     words += ["--set", f"restarts={num_kills}"]  # some kills in succession come while it starts
-    alone = Command(["train", str(CASE), "--runs", str(folder / "alone"), *words])
+    alone = Command(["train", str(CASE), "--runs", str(folder / "alone"), *words], folder / "said")
     alone.finish()
     moments, started_s = random.Random(seed), time.monotonic()
     faults = Faults()
     order = [kinds[i % len(kinds)] for i in range(num_kills)]
     moments.shuffle(order)
-    disturbed = Command(["train", str(CASE), "--runs", str(folder / "killed"), *words])
+    words = ["train", str(CASE), "--runs", str(folder / "killed"), *words]
+    disturbed = Command(words, folder / "said")
     for kind in order:
         if not _inject(disturbed, kind, moments, folder / "killed"):
             break
@@ -90,23 +91,24 @@ def kill_a_run(
 
 
 class Command:
-    """The command `armillary`, running."""
+    """The command `armillary`, running; what it says as errors goes to the file `said`."""
 
-    def __init__(self, words: list[str]) -> None:
-        self.words = words
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "armillary.cli", *words, "-q"],
-            env=os.environ | {"PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            start_new_session=True,
-        )
+    def __init__(self, words: list[str], said: Path) -> None:
+        self.words, self.said = words, said
+        with said.open("wb") as file:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "armillary", *words, "-q"],
+                env=os.environ | {"PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"},
+                stdout=subprocess.DEVNULL,
+                stderr=file,
+                start_new_session=True,
+            )
 
     def finish(self) -> None:
         """Wait for its end, which is to be a good one."""
-        _, said = self.process.communicate(timeout=10 * WAIT_S)
+        self.process.wait(timeout=10 * WAIT_S)
         if self.process.returncode != 0:
-            raise SystemExit(f"{self.words}: {self.process.returncode}\n{said.decode()}")
+            raise SystemExit(f"{self.words}: {self.process.returncode}\n{self.said.read_text()}")
 
     def ranks(self) -> list[int]:
         """The processes of its ranks, in the order of their start: its grandchildren, or itself."""
@@ -159,8 +161,9 @@ def _as_a_batch_system(runs: Path, killed: Command) -> Command:
     """Start the command again: with --resume once anything was saved, else as it was."""
     if _newest(runs) >= 0:
         layout = killed.words[killed.words.index("--layout") + 1]
-        return Command(["train", "--resume", str(_only(runs)), "--layout", layout])
-    return Command(killed.words)
+        words = ["train", "--resume", str(_only(runs)), "--layout", layout]
+        return Command(words, killed.said)
+    return Command(killed.words, killed.said)
 
 
 def _wait(command: Command, condition: Any, every_s: float = 0.01) -> bool:
