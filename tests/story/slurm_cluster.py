@@ -31,7 +31,8 @@ def cluster(folder: Path) -> Iterator[dict[str, str]]:
     missing = [name for name in NEEDED if shutil.which(name, path=path) is None]
     if missing or os.getuid() != 0:
         pytest.skip(f"no Slurm here: {', '.join(missing) or 'it has to be started by root'}")
-    variables = {"SLURM_CONF": str(folder / "slurm.conf"), "PATH": path}
+    # A home of its own: the login shell of a job reads nothing of who runs the tests.
+    variables = {"SLURM_CONF": str(folder / "slurm.conf"), "PATH": path, "HOME": str(folder)}
     environment = os.environ | variables
     _configure(folder)
     daemons: list[subprocess.Popen[bytes]] = []
