@@ -1,6 +1,7 @@
-"""One collective in ASTRA-sim's analytical network: its inputs, written here, and what it says."""
+"""ASTRA-sim's analytical network: its inputs, written here, and what it says."""
 
 import json
+import math
 import re
 import tempfile
 from pathlib import Path
@@ -12,7 +13,7 @@ KINDS = {
     "all_reduce": 0,
     "all_to_all_single": 6,
 }  # numbers of its trace format, Chakra's et_def.proto
-COLLECTIVE = 7
+COMPUTE, COLLECTIVE = 4, 7
 
 
 def _varint(value: int) -> bytes:
@@ -32,13 +33,24 @@ def _attribute(name: bytes, field: int, value: int) -> bytes:
     return _text(10, _text(1, name) + _varint(field << 3) + _varint(value))
 
 
-def trace(collective: str, size: int) -> bytes:
-    """A trace of one collective of `size` bytes."""
-    node = _text(2, collective.encode()) + _varint(3 << 3) + _varint(COLLECTIVE)
-    node += _attribute(b"is_cpu_op", 27, 0)
-    node += _attribute(b"comm_type", 9, KINDS[collective]) + _attribute(b"comm_size", 9, size)
-    head = _text(1, b"0.0.4")
-    return _varint(len(head)) + head + _varint(len(node)) + node
+def _node(number: int, name: str, kind: int, waits: tuple[int, ...], rest: bytes) -> bytes:
+    """A node of a trace, after its length."""
+    node = _varint(1 << 3) + _varint(number) + _text(2, name.encode())
+    node += _varint(3 << 3) + _varint(kind)
+    node += b"".join(_varint(5 << 3) + _varint(one) for one in waits)
+    node += rest + _attribute(b"is_cpu_op", 27, 0)
+    return _varint(len(node)) + node
+
+
+def collective_node(number: int, collective: str, size: int, waits: tuple[int, ...]) -> bytes:
+    """One collective of `size` bytes, which starts after the nodes that it `waits` for."""
+    rest = _attribute(b"comm_type", 9, KINDS[collective]) + _attribute(b"comm_size", 9, size)
+    return _node(number, collective, COLLECTIVE, waits, rest)
+
+
+def compute_node(number: int, seconds: float, waits: tuple[int, ...]) -> bytes:
+    """A pass of so many seconds; it is played in whole microseconds."""
+    return _node(number, "pass", COMPUTE, waits, _varint(7 << 3) + _varint(round(seconds * 1e6)))
 
 
 def astra(
@@ -54,12 +66,28 @@ def astra(
     One network level for each of `link_gb_per_s`: a ring inside a node, halving and doubling
     between nodes; an all-to-all is direct in both.
     """
-    binary = peers / "bin" / BINARY
-    if not binary.exists():
-        return None
     is_flat = len(link_gb_per_s) == 1
     counts = [num_ranks] if is_flat else [8, num_ranks // 8]
     forms = ["ring"] if is_flat else ["ring", "halvingDoubling"]
+    nodes = collective_node(0, collective, size, ())
+    return play(peers, nodes, counts, forms, link_gb_per_s, latency_ns)
+
+
+def play(
+    peers: Path,
+    nodes: bytes,
+    counts: list[int],
+    forms: list[str],
+    link_gb_per_s: tuple[float, ...],
+    latency_ns: float,
+) -> tuple[float, float, float] | None:
+    """The same of any `nodes`, all ranks alike, over levels of `counts` units behind switches."""
+    binary = peers / "bin" / BINARY
+    if not binary.exists():
+        return None
+    num_ranks = math.prod(counts)
+    head = _text(1, b"0.0.4")
+    trace = _varint(len(head)) + head + nodes
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "network.yml").write_text(
@@ -84,7 +112,7 @@ def astra(
         (folder / "system.json").write_text(json.dumps(system))
         (folder / "memory.json").write_text('{"memory-type": "NO_MEMORY_EXPANSION"}')
         for rank in range(num_ranks):
-            (folder / f"one.{rank}.et").write_bytes(trace(collective, size))
+            (folder / f"one.{rank}.et").write_bytes(trace)
         text, run_s, memory = spent(
             [
                 str(binary),
