@@ -264,8 +264,8 @@ def h100_rows(peers: Path) -> list[Row]:
         if (peers / "bin/SimAI_analytical").exists():
             rows.append(simai(peers, mib * MIB, measured_us * 1e-6))
         case = f"all-reduce, 8 H100, {mib} MiB"
-        # Its own validated files for this node: one switch of 400 GB/s and 936.25 ns.
-        found = astra(peers, "all_reduce", 8, mib * MIB, (400.0,), 936.25)
+        # Its own validated files for this node: one switch of 400 GB/s and 936.25 ns, 4 pieces.
+        found = astra(peers, "all_reduce", 8, mib * MIB, (400.0,), 936.25, (2, 4))
         if found is not None:
             rows.append(astra_row(case, 8, found, measured_us * 1e-6))
         rows.append(own("h100", [str(mib * MIB)], case, 8, measured_us * 1e-6))

@@ -14,6 +14,9 @@ KINDS = {
     "all_to_all_single": 6,
 }  # numbers of its trace format, Chakra's et_def.proto
 COMPUTE, COLLECTIVE = 4, 7
+ONE_PIECE = (1, 1)
+"""Pieces of a collective under way at a time, and in all. Pieces do not share a link there: with
+two under way every collective takes half as long."""
 
 
 def _varint(value: int) -> bytes:
@@ -60,6 +63,7 @@ def astra(
     size: int,
     link_gb_per_s: tuple[float, ...],
     latency_ns: float,
+    pieces: tuple[int, int] = ONE_PIECE,
 ) -> tuple[float, float, float] | None:
     """Predicted seconds, run seconds and bytes of memory over nodes of 8; none without ASTRA-sim.
 
@@ -70,7 +74,7 @@ def astra(
     counts = [num_ranks] if is_flat else [8, num_ranks // 8]
     forms = ["ring"] if is_flat else ["ring", "halvingDoubling"]
     nodes = collective_node(0, collective, size, ())
-    return play(peers, nodes, counts, forms, link_gb_per_s, latency_ns)
+    return play(peers, nodes, counts, forms, link_gb_per_s, latency_ns, pieces)
 
 
 def play(
@@ -80,6 +84,7 @@ def play(
     forms: list[str],
     link_gb_per_s: tuple[float, ...],
     latency_ns: float,
+    pieces: tuple[int, int] = ONE_PIECE,
 ) -> tuple[float, float, float] | None:
     """The same of any `nodes`, all ranks alike, over levels of `counts` units behind switches."""
     binary = peers / "bin" / BINARY
@@ -99,8 +104,8 @@ def play(
         system = {
             "scheduling-policy": "LIFO",
             "endpoint-delay": 10,
-            "active-chunks-per-dimension": 2,
-            "preferred-dataset-splits": 4,
+            "active-chunks-per-dimension": pieces[0],
+            "preferred-dataset-splits": pieces[1],
             "all-reduce-implementation": forms,
             "all-gather-implementation": forms,
             "reduce-scatter-implementation": forms,

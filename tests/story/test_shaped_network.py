@@ -29,7 +29,7 @@ WIDTH, NUM_LAYERS, BATCH_SIZE = 512, 4, 8
 MEASURED = [
     f"{name}:{size}"
     for name in ("all_reduce", "reduce_scatter_tensor", "broadcast")
-    for size in (1 << 16, 1 << 20)
+    for size in (1 << 18, 1 << 20)
 ] + ["all_reduce:4194304"]
 CASE = f'''
 """Layers whose gradients take long to send against what they compute."""
