@@ -23,6 +23,14 @@ import numpy as np
 
 from benchmarks.simulators_astra import astra
 from benchmarks.simulators_run import spent
+from benchmarks.simulators_step import (
+    Replicas,
+    own_planned,
+    own_replicas,
+    planned_in_loggopsim,
+    replicas_in_astra,
+    replicas_in_loggopsim,
+)
 
 MIB = 2**20
 # NCCL 2.29.2 on 8 H100, all-reduce: aiconfigurator-core 0.12.0 (results/kernels_nccl.csv), by MiB.
@@ -191,6 +199,8 @@ OWN = {
     "h100": own_h100,
     "two_dims": own_two_dims,
     "flows": own_flows,
+    "replicas": own_replicas,
+    "planned": own_planned,
 }
 
 
@@ -254,8 +264,8 @@ def h100_rows(peers: Path) -> list[Row]:
         if (peers / "bin/SimAI_analytical").exists():
             rows.append(simai(peers, mib * MIB, measured_us * 1e-6))
         case = f"all-reduce, 8 H100, {mib} MiB"
-        # Its own validated files for this node: one switch of 400 GB/s and 936.25 ns.
-        found = astra(peers, "all_reduce", 8, mib * MIB, (400.0,), 936.25)
+        # Its own validated files for this node: one switch of 400 GB/s and 936.25 ns, 4 pieces.
+        found = astra(peers, "all_reduce", 8, mib * MIB, (400.0,), 936.25, (2, 4))
         if found is not None:
             rows.append(astra_row(case, 8, found, measured_us * 1e-6))
         rows.append(own("h100", [str(mib * MIB)], case, 8, measured_us * 1e-6))
@@ -301,6 +311,48 @@ def switch_rows(peers: Path, large: bool) -> list[Row]:
     return rows + [own("flows", [c, "60000", s], name, 60000) for c, s, name in flows]
 
 
+def step_rows(peers: Path, large: bool) -> list[Row]:
+    """The same training step here and there; LogGOPSim's is the truth for the others."""
+    rows, has_loggopsim = [], (peers / "bin/LogGOPSim").exists()
+    for num_ranks in (256, 1024, *((4096,) if large else ())):
+        case = "a step, gradients of 8 blocks of 64 MiB behind the backward pass"
+        truth_s = 0.0
+        if has_loggopsim:
+            truth_s, prepare_s, run_s, memory = replicas_in_loggopsim(
+                peers, Replicas(num_ranks=num_ranks)
+            )
+            rows.append(
+                Row(
+                    case=case,
+                    simulator="LogGOPSim",
+                    num_ranks=num_ranks,
+                    predicted_s=truth_s,
+                    prepare_s=prepare_s,
+                    run_s=run_s,
+                    memory_bytes=memory,
+                )
+            )
+        found = replicas_in_astra(peers, Replicas(num_ranks=num_ranks))
+        if found is not None:
+            rows.append(astra_row(case, num_ranks, found, truth_s))
+        rows.append(own("replicas", [str(num_ranks)], case, num_ranks, truth_s))
+    case, num_ranks, truth_s = "a planned step of a GPT, pipeline 16, sends free", 61440, 0.0
+    if has_loggopsim:
+        truth_s, prepare_s, run_s, memory, num_ranks = planned_in_loggopsim(peers)
+        rows.append(
+            Row(
+                case=case,
+                simulator="LogGOPSim",
+                num_ranks=num_ranks,
+                predicted_s=truth_s,
+                prepare_s=prepare_s,
+                run_s=run_s,
+                memory_bytes=memory,
+            )
+        )
+    return [*rows, own("planned", [], case, num_ranks, truth_s)]
+
+
 HEAD = (
     "| case | simulator | ranks | predicted us | prepare s | run s | ranks/s | MiB | error |\n"
     "|---|---|---|---|---|---|---|---|---|"
@@ -318,7 +370,7 @@ def main() -> None:
         play_own(chosen.own[0], chosen.own[1:])
         return
     rows = loggp_rows(chosen.peers, chosen.large) + h100_rows(chosen.peers)
-    rows += switch_rows(chosen.peers, chosen.large)
+    rows += switch_rows(chosen.peers, chosen.large) + step_rows(chosen.peers, chosen.large)
     lines = [HEAD, *(row.line() for row in rows)]
     lines += ["", f"{platform.processor() or platform.machine()}, load {os.getloadavg()[0]:.1f}"]
     print("\n".join(lines))

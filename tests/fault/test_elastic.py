@@ -1,20 +1,16 @@
-"""Ranks that torchrun starts again, on as many as are left; a link that is cut and healed."""
+"""Ranks that torchrun starts again, on as many as are left."""
 
-import contextlib
 import os
 import signal
 import socket
 import subprocess
-import sys
-import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.fault.door import TROUBLE, finish, only_run, result, start, steps_done, wait_for
+from tests.fault.door import TROUBLE, finish, result, start, steps_done, wait_for
 from tests.parity.runs import Bench, Result
 
 pytestmark = pytest.mark.slow
@@ -76,68 +72,3 @@ def test_a_lost_node_leaves_fewer_ranks_which_go_on(bench: Bench, tmp_path: Path
     assert_every_sample_once(ours)
     whole = bench.train(TROUBLE, "data=2", dropout=0)
     assert ours.losses == pytest.approx(whole.losses, rel=1e-4)
-
-
-@pytest.fixture
-def two_nodes() -> Iterator[tuple[list[str], list[str]]]:
-    """Commands that run inside two network namespaces, joined by one link: 10.231.7.1 and .2."""
-    names = [f"armillary{os.getpid()}{i}" for i in "ab"]
-    set_up = [["ip", "netns", "add", name] for name in names]
-    set_up.append(["ip", "link", "add", "va", "netns", names[0], "type", "veth"])
-    set_up[-1] += ["peer", "name", "vb", "netns", names[1]]
-    for i, name in enumerate(names):
-        end = "v" + "ab"[i]
-        set_up.append(["ip", "-n", name, "addr", "add", f"10.231.7.{i + 1}/24", "dev", end])
-        set_up += [["ip", "-n", name, "link", "set", one, "up"] for one in ("lo", end)]
-    try:
-        for command in set_up:
-            done = subprocess.run(command, capture_output=True, check=False)
-            if done.returncode != 0:
-                pytest.skip(f"no network namespaces here: {done.stderr.decode().strip()}")
-        yield (["ip", "netns", "exec", names[0]], ["ip", "netns", "exec", names[1]])
-    finally:
-        for name in names:
-            subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)
-
-
-def _on_node(inside: list[str], rank: int, runs: Path) -> subprocess.Popen[str]:
-    variables = {
-        "RANK": str(rank),
-        "WORLD_SIZE": "2",
-        "LOCAL_RANK": "0",
-        "LOCAL_WORLD_SIZE": "1",
-        "MASTER_ADDR": "10.231.7.1",
-        "MASTER_PORT": "29441",
-        "GLOO_SOCKET_IFNAME": "v" + "ab"[rank],
-        "OMP_NUM_THREADS": "1",
-        "PYTHONWARNINGS": "ignore",
-    }
-    return subprocess.Popen(
-        [*inside, sys.executable, "-m", "armillary.cli", *WORDS, "--runs", str(runs)],
-        env=os.environ | variables,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-
-
-def test_a_link_that_is_cut_and_healed_changes_nothing(
-    bench: Bench, tmp_path: Path, two_nodes: tuple[list[str], list[str]]
-) -> None:
-    """Three seconds without a link between two nodes: the ranks wait, and go on."""
-    ranks = [_on_node(inside, rank, tmp_path) for rank, inside in enumerate(two_nodes)]
-    link = [*two_nodes[1], "ip", "link", "set", "vb"]
-    with contextlib.ExitStack() as ending:
-        for process in ranks:
-            ending.callback(process.kill)
-        wait_for(lambda: steps_done(tmp_path) >= 4, ranks[0])
-        subprocess.run([*link, "down"], check=True)
-        time.sleep(0.5)
-        done = steps_done(tmp_path)
-        time.sleep(2.5)
-        assert steps_done(tmp_path) <= done + 2, "nothing passes a link that is cut"
-        subprocess.run([*link, "up"], check=True)
-        assert [finish(process, AGAIN_S)[0] for process in ranks] == [0, 0]
-    assert only_run(tmp_path)
-    assert result(tmp_path).losses == bench.train(TROUBLE, "data=2").losses

@@ -37,6 +37,7 @@ class Protocol:
     only: tuple[str, ...] = ()
     most_bytes: float = math.inf
     pieces: float | None = None
+    between_trips: float = 1.0
 
     def serves(self, networks: set[str]) -> bool:
         """Whether it is used where `networks` join the nodes."""
@@ -242,6 +243,30 @@ def _mpi_ways(protocol: Protocol) -> dict[str, tuple[Way, ...]]:
     }
 
 
+def _gloo_ways(protocol: Protocol) -> dict[str, tuple[Way, ...]]:
+    """The ways that torch asks of gloo, which knows nothing of nodes.
+
+    An all-reduce is always one ring, of pieces that are on the wire while others are added up, and
+    a reduce-scatter an all-reduce of which each rank takes its part.
+
+    Source: gloo/allreduce.cc, allgather.cc, alltoall.cc, broadcast.cc of April 2026; torch 2.13
+    ProcessGroupGloo.cpp; measured over a shaped link (docs/networks.md).
+    """
+
+    def around(form: Algorithm) -> tuple[Way, ...]:
+        (way,) = _around(form, (protocol,))
+        return (replace(way, is_pipelined=False),)
+
+    return {
+        "all_reduce": around(forms.RING_ALL_REDUCE),
+        "all_gather_into_tensor": around(forms.RING),
+        "reduce_scatter_tensor": around(forms.RING_ALL_REDUCE),
+        "all_to_all_single": _at_once(protocol, forms.PAIRWISE),
+        "broadcast": _by_level(protocol, forms.BINOMIAL),
+        **_pairs((protocol,)),
+    }
+
+
 # oneCCL all-reduce of 256 B over 2 and 4 ranks: 14.2 and 17.8 us, in 2 and 4 steps.
 _ONECCL = Protocol(
     name="oneCCL",
@@ -257,7 +282,9 @@ _GLOO = Protocol(
     inside_step_s=5e-5,
     between_step_s=5e-5,
     fraction=1.0,
-    source="torch 2.13 gloo over loopback on 2 cores (docs/networks.md)",
+    source="torch 2.13 gloo over loopback and a shaped link (docs/networks.md)",
+    # gloo/transport/tcp/pair.cc: a message leaves when the note that it is awaited has come.
+    between_trips=2.0,
 )
 GUESS_XLA_START_S = 10e-6
 GUESS_XLA_STEP_S = 1e-6
@@ -274,7 +301,7 @@ WAYS: Mapping[str, Mapping[str, tuple[Way, ...]]] = {
     "NCCL": _nccl_ways("NCCL"),
     "RCCL": _nccl_ways("RCCL"),
     "oneCCL": _mpi_ways(_ONECCL),
-    "gloo": _mpi_ways(_GLOO),
+    "gloo": _gloo_ways(_GLOO),
     "XLA": _mpi_ways(_XLA),
 }
 

@@ -50,11 +50,13 @@ class Reach:
         return self.rates[pattern]
 
     def steps_s(self, steps: Array, protocol: Protocol, pattern: Pattern) -> Array:
-        """Seconds of `steps`: the library's own, or the wire's where those are longer."""
-        own = protocol.inside_step_s if self.is_inside_node else protocol.between_step_s
+        """Seconds of `steps`: the library's own, or the wire's where that is longer."""
+        own, trips = protocol.between_step_s, protocol.between_trips
+        if self.is_inside_node:
+            own, trips = protocol.inside_step_s, 1.0
         own *= self.network.step_factor
         hops = self.network.num_hops(self.level, pattern, self.num_units, self.most_units)
-        wire = self.level.latency_s * hops
+        wire = self.level.latency_s * hops * trips
         if protocol.waits:
             return np.asarray(steps * np.maximum(own, wire))
         return np.asarray(steps * own + (steps > 0) * wire)

@@ -132,6 +132,14 @@ class Grid:
         return np.asarray(found, dtype=np.float64)
 
     @cached_property
+    def num_ranks(self) -> NDArray[np.int64]:
+        """The ranks of each row."""
+        found = self.along("degrees", np.ones_like(self.order))
+        for name in self.degrees:
+            found = found * self.degree(name)
+        return found
+
+    @cached_property
     def batch_ranks(self) -> Column:
         """The ranks that take other samples, by row."""
         found = self.along("degrees", np.ones(len(self.order)))

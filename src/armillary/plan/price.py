@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from armillary import networks
 from armillary.axes import Axis, discover
 from armillary.axes.stages.balance import stages_per_rank
 from armillary.core import compute, pipeline
@@ -87,7 +88,7 @@ def price(
     sent = _sort(messages, software, grid, micro)
     terms = _passes(ranks, sent, software, grid, micro)
     terms |= _exposed(ranks, sent, software, parts.num_blocks)
-    terms |= once_a_step(graph, memory, machine, software, grid)
+    terms |= once_a_step(graph, memory, machine, software, grid, sends=sends)
     terms["slowest replica"] = _slowest(terms, software, grid)
     if is_used(grid):
         windows_s = (ranks.mean.forward_s, ranks.mean.total_s - ranks.mean.forward_s)
@@ -300,6 +301,8 @@ def once_a_step(
     machine: Machine,
     software: Software,
     grid: Grid,
+    *,
+    sends: bool = True,
 ) -> dict[str, Column]:
     """Seconds of the update, by its bytes or its launches, and what a step costs at any size."""
     states = memory["parameters"] + memory["gradients"] + memory["optimiser"]
@@ -309,6 +312,9 @@ def once_a_step(
     launched_s = software.optimizer_kernels * launch_s * graph.num_tensors / grid.stages
     updated_s = np.maximum(software.optimizer_passes * states / rate, launched_s)
     agreed_s = software.step_s + software.agreement_s * (grid.batch_ranks > 1)
+    if sends and software.sums_bytes:
+        spans = [(grid.num_ranks, 1)]
+        agreed_s = agreed_s + networks.seconds(machine, "all_reduce", software.sums_bytes, spans)
     return {
         "optimiser": np.asarray(updated_s, dtype=np.float64),
         "step": np.asarray(agreed_s, dtype=np.float64),

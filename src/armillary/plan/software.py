@@ -46,7 +46,8 @@ class Software(Document):
     `stream_start_s` is the device's time of a kernel bound by memory beside its bytes, of those
     kernels that fusing leaves; `cast_kernels` the share of more kernels in mixed precision, and
     `optimizer_kernels` those of an update for each parameter tensor. `agreement_s` is a time a step
-    in which several replicas agree on what to sum, and `spread` the relative standard deviation
+    in which several replicas agree on what to sum, `sums_bytes` what all ranks add up at the end of
+    one, for which they wait: losses and wishes; `spread` is the relative standard deviation
     of a replica's time, for the slowest of which the others wait; `spread_of_lengths` is that where
     samples are of unlike lengths.
     """
@@ -96,6 +97,7 @@ class Software(Document):
     cast_kernels: float = 0.0
     optimizer_kernels: float = 0.0
     agreement_s: float = 0.0
+    sums_bytes: float = 0.0
     spread: float = 0.0
     spread_of_lengths: float = 0.0
     dropout: float = 0.0
