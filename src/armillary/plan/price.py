@@ -75,9 +75,7 @@ def price(
     """
     folded = fold(graph)
     known = learnt or Learnt.of(machine)
-    parts = known.parts(
-        grid, machine.device, lambda: price_parts_of(folded, machine, software, grid)
-    )
+    parts = price_parts_of(folded, machine, software, grid, known.parts)
     messages = price_messages(folded, known, software, grid, global_batch_size if sends else 0)
     counts_ends = software.deals == "with ends"
     micro, refused, reasons = micro_batches(graph, grid, global_batch_size, counts_ends)
@@ -111,8 +109,14 @@ def price(
     )
 
 
-def price_parts_of(graph: ModelGraph, machine: Machine, software: Software, grid: Grid) -> Parts:
-    """The work of a folded graph on one rank.
+def price_parts_of(
+    graph: ModelGraph,
+    machine: Machine,
+    software: Software,
+    grid: Grid,
+    known: dict[bytes, Parts] | None = None,
+) -> Parts:
+    """The work of a folded graph on one rank; `known` as of `plan.work.price_parts`.
 
     Raises: `SpecError` if the graph has no ops.
     """
@@ -125,7 +129,7 @@ def price_parts_of(graph: ModelGraph, machine: Machine, software: Software, grid
             "a plan prices the ops of a model",
             "trace the model with this version, or name its recipe or family",
         )
-    return price_parts(graph, machine.device, software, grid)
+    return price_parts(graph, machine.device, software, grid, known)
 
 
 def _summed(terms: Mapping[str, Column], refused: NDArray[np.uint8], grid: Grid) -> Column:

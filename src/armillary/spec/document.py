@@ -138,6 +138,10 @@ class Document:
         return cls.from_json(text, path.name)
 
 
+SCALARS = (str, int, float, bool)
+"""The types of what holds nothing else."""
+
+
 @cache
 def _hints(cls: type) -> dict[str, Any]:
     """The types of a class's fields by name; finding them takes longer than checking values."""
@@ -149,6 +153,8 @@ def _plain_fields(value: Any) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
+    if type(value) in SCALARS:  # most of a large document
+        return value
     if isinstance(value, Document):
         return value.to_dict()
     if is_dataclass(value) and not isinstance(value, type):
@@ -162,9 +168,9 @@ def _plain(value: Any) -> Any:
 
 def _checked(value: Any, hint: Any, where: str) -> Any:
     """`value` as the type `hint` asks for; a whole float counts as an int, an int as a float."""
-    origin = get_origin(hint)
-    if hint is Any:
+    if hint is Any or type(value) is hint in SCALARS:
         return value
+    origin = get_origin(hint)
     if origin in (Union, types.UnionType):
         options = get_args(hint)
         if value is None and type(None) in options:
