@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from armillary.train.submit.schedulers.door import Ask, run, submitted, unanswered
 
 WAITING = """\
-# Before the time is up Slurm sends USR1 to this shell, which tells the ranks to save and leave (exit
-# code 75); before a preemption it tells the ranks itself. The job then goes back into the queue:
-# Slurm does that only with a job that it had to kill. A job that was cancelled stays cancelled.
+# Before the time is up Slurm sends USR1 to this shell, which tells the ranks to save and leave
+# (exit code 75); before a preemption it tells the ranks itself. The job then goes back into the
+# queue: Slurm does that only with a job that it had to kill. What was cancelled stays cancelled.
 again=no told=no
 preempted() { scontrol show job "$SLURM_JOB_ID" | grep -q ' PreemptTime=[0-9]'; }
 tell() { told=yes; scancel --signal=TERM "$SLURM_JOB_ID"; }
