@@ -13,14 +13,19 @@ from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, Self, Union, get_args, get_origin, get_type_hints
 
-from armillary.spec.error import SpecError
+from armillary.spec.error import SpecError, reason
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """A fix in words: the known word nearest to `word`, or the whole list."""
     choices = sorted(known)
-    close = difflib.get_close_matches(word, choices, n=1)
-    return f"did you mean {close[0]!r}?" if close else f"use one of {', '.join(choices) or 'none'}"
+    return likely(word, choices) or f"use one of {', '.join(choices) or 'none'}"
+
+
+def likely(word: str, known: Iterable[str]) -> str:
+    """A fix in words: the known word that was probably meant; "" if there is none."""
+    close = difflib.get_close_matches(word, sorted(known), n=1)
+    return f"did you mean {close[0]!r}?" if close else ""
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
@@ -131,7 +136,7 @@ class Document:
         except (OSError, UnicodeDecodeError) as error:
             raise SpecError(
                 str(path),
-                f"cannot be read: {error}",
+                f"cannot be read: {reason(error)}",
                 f"a {cls.what} is a JSON file",
                 "check the path",
             ) from None

@@ -68,6 +68,10 @@ def new_request(
     layout = layout or Layout()
     admit(layout)
     check_trackers(trackers)
+    if weights is not None:
+        from armillary.train.weights import check_file
+
+        check_file(weights)
     settings_words = {
         name: text for name, text in (assignments or {}).items() if name in TrainSettings.names()
     }

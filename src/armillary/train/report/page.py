@@ -194,7 +194,8 @@ def _tables(record: Record) -> list[tuple[str, list[tuple[str, str]]]]:
     for name, section in manifest.items():
         if isinstance(section, dict) and section:
             tables.append((name.replace("_", " "), words.flat(section)))
-    return [(title, rows) for title, rows in tables if rows]
+    told = [(title, [row for row in rows if row[0] != "schema"]) for title, rows in tables]
+    return [(title, rows) for title, rows in told if rows]
 
 
 def _sources(record: Record) -> dict[str, str]:
