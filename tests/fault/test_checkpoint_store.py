@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 from armillary.spec import SpecError
-from armillary.train.mirror import Mirror, open_objects
+from armillary.train.mirror import Mirror
+from armillary.train.objects import open_objects
+from armillary.train.request import new_request, resumed_request
 from armillary.train.saved import checkpoint_path, find_fault, saved_steps
 from tests.fault.door import TROUBLE
 from tests.object_server import KEYS, ObjectServer
@@ -33,7 +35,6 @@ def _url(server: ObjectServer, retry_s: float = 20.0) -> str:
 
 def _train(runs: Path, run: Path | None = None, **assignments: str) -> Result:
     from armillary.train.rank import train_rank
-    from armillary.train.request import new_request, resumed_request
 
     if run is None:
         request = new_request(TROUBLE, runs=runs, quiet=True, trackers=(), assignments=assignments)
@@ -106,3 +107,19 @@ def test_a_store_that_is_gone_for_a_while_stops_nothing(
 def test_what_is_no_store_is_refused() -> None:
     with pytest.raises(SpecError, match="store"):
         open_objects("ftp://host/folder", "run")
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("gs://bucket/folder", "'gs://bucket/folder'"),
+        ("s3://", "'s3://'"),
+        ("s3://bucket?endpont=http://host", "endpont=http://host is not known"),
+        ("s3://bucket?retry_s=soon", "retry_s=soon"),
+        ("s3://key:hidden@bucket/folder", "a key or a password"),
+    ],
+)
+def test_an_address_that_is_none_is_refused_before_a_rank_starts(url: str, said: str) -> None:
+    with pytest.raises(SpecError, match="checkpoint_store") as refused:
+        new_request("weather", assignments={"checkpoint_store": url})
+    assert said in str(refused.value) and "hidden" not in str(refused.value)

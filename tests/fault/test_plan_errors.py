@@ -80,7 +80,7 @@ def test_words_that_cannot_be_planned(words: dict[str, object], where: str, foun
         ("gpt:layers=2,hiden=10", "gpt"),
         ("gpt:layers=0,hidden=12,heads=3,seq=8,vocab=8", "gpt"),
         ("no_such_case.py", "recipe"),
-        ("no_such_recipe", "recipe"),
+        ("no_such_recipe", "target"),
         ("nowhere.json", "nowhere.json"),
     ],
 )

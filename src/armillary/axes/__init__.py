@@ -22,9 +22,9 @@ def discover() -> dict[str, Axis]:
     return found
 
 
-def admit(layout: Layout, graph: ModelGraph | None = None) -> None:
+def admit(layout: Layout, graph: ModelGraph | None = None, *, num_micro_batches: int = 0) -> None:
     """Raise `SpecError` if `layout` names an unknown axis or option, or an axis cannot serve
-    `graph`.
+    `graph` in steps of so many micro batches a rank; 0 where that is not known.
     """
     axes = discover()
     for name in layout.degrees:
@@ -39,8 +39,9 @@ def admit(layout: Layout, graph: ModelGraph | None = None) -> None:
         _admit_option(name, value)
     if graph is None:
         return
-    # how many micro batches there are depends on the batch; several are meant where a size is given
-    table = Layouts.of(layout, num_micro_batches=2 if layout.micro_batch_size else 1)
+    # without a number several are meant where a size is given: as many as any schedule takes
+    number = num_micro_batches or (2 * layout.num_ranks if layout.micro_batch_size else 1)
+    table = Layouts.of(layout, num_micro_batches=number)
     for axis in axes.values():
         for refusal in axis.admits(graph, table):
             if refusal.refused.any():

@@ -18,6 +18,7 @@ from armillary.axes.stages.balance import (
     lay_out,
     stages_per_rank,
 )
+from armillary.axes.stages.fitting import fitting
 from armillary.spec import Layout, ModelGraph, Op, SpecError
 from armillary.spec.layouts import Layouts
 
@@ -33,10 +34,11 @@ PHASES = ("forward", "backward")
 class Pipeline:
     """Stages of blocks on successive ranks, in the order of one of torch's schedules.
 
-    The micro batches of a step are those of the layout's `micro_batch_size`. Where a step has
-    fewer or another number than a schedule takes, the nearest that takes them is used:
-    gpipe for 1f1b, looped_bfs for the interleaved ones, zbv for dualpipev. Batch norm takes the
-    mean of a micro batch, as it does in a serial run with the same `micro_batch_size`.
+    The micro batches of a step are those of the layout's `micro_batch_size`. A schedule that is
+    named and does not take as many is refused; where none is named, and in the shorter last step
+    of an epoch, the nearest that takes them is run (`axes/stages/fitting.py`): gpipe for 1f1b,
+    looped_bfs for the interleaved ones, zbv for dualpipev. Batch norm takes the mean of a micro
+    batch, as it does in a serial run with the same `micro_batch_size`.
 
     Source: Huang et al. 2019, "GPipe", arXiv 1811.06965; Narayanan et al. 2021, "Efficient
     Large-Scale Language Model Training on GPU Clusters", arXiv 2104.04473 (1F1B, interleaved);
@@ -70,13 +72,33 @@ class Pipeline:
             others |= (degrees > 1) & (name != self.name)
         places, kinds = _distinct(*self._columns(layouts), others)
         compiled = (layouts.degree(self.name) > 1) & layouts.compile
-        return [Refusal(refused=compiled, reason=_compiled())] + [
+        return [Refusal(refused=compiled, reason=_compiled()), *self._unfit(layouts)] + [
             Refusal(refused=places == index, reason=reason)
             for index, (degree, schedule, option, has_others) in enumerate(kinds)
             if degree > 1
             for reason in [_refuse(graph, degree, schedule, option, has_others)]
             if reason is not None
         ]
+
+    def _unfit(self, layouts: Layouts) -> list[Refusal]:
+        """Rows that name a schedule which does not take a step's micro batches.
+
+        Of one micro batch there is one order, whatever its name.
+        """
+        several = (layouts.num_micro_batches > 1) & (layouts.degree(self.name) > 1)
+        several &= layouts.option(SCHEDULE, "") != ""
+        if not several.any():
+            return []
+        columns = (*self._columns(layouts), layouts.num_micro_batches, several)
+        places, kinds = _distinct(*columns)
+        found = []
+        for index, (degree, schedule, option, number, is_asked) in enumerate(kinds):
+            per_rank = stages_per_rank(schedule, option)
+            runs = fitting(schedule, degree, per_rank, number)
+            if is_asked and runs != schedule:
+                reason = _not_as_named(schedule, degree * per_rank, number, runs)
+                found.append(Refusal(refused=places == index, reason=reason))
+        return found
 
     def _columns(self, layouts: Layouts) -> tuple[NDArray[Any], ...]:
         """Degree, schedule and stages of a rank, by row."""
@@ -307,6 +329,15 @@ def _compiled() -> SpecError:
         "true with pipeline above 1",
         "a stage runs the model's own forward, which ends in the middle (axes/pipeline.py)",
         "leave compile out",
+    )
+
+
+def _not_as_named(schedule: str, num_stages: int, num_micro_batches: int, runs: str) -> SpecError:
+    return SpecError(
+        f"layout.{SCHEDULE}",
+        f"{schedule} with {num_micro_batches} micro batches a step on {num_stages} stages",
+        f"torch's {schedule} does not take them; {runs} does (axes/stages/fitting.py)",
+        f"use {SCHEDULE}={runs}, or another micro_batch_size",
     )
 
 

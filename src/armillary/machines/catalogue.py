@@ -10,7 +10,7 @@ from typing import Any
 from armillary.machines.part import resized
 from armillary.machines.reading import machine_at, with_likeness
 from armillary.machines.sourced import DATA, read_toml
-from armillary.spec import Machine, SpecError, nearest
+from armillary.spec import Machine, SpecError, likely, nearest
 
 
 def names() -> tuple[str, ...]:
@@ -33,7 +33,7 @@ def load(machine: str | Path) -> Machine:
         "machine",
         f"{text!r}",
         "a machine is one of `armillary machines`, or the path of a TOML file",
-        nearest(text, names()),
+        likely(text, names()) or "see `armillary machines` for their names",
     )
 
 

@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from armillary.spec import SpecError, nearest
+from armillary.spec import SpecError, nearest, reason
 
 DATA = Path(__file__).parent / "data"
 NUMBER_KEYS = ({"value", "source"}, {"bound", "from", "because"}, {"from"})
@@ -29,7 +29,10 @@ def read_toml(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise SpecError(
-            str(path), f"cannot be read: {error}", "a machine file is a TOML file", "check the path"
+            str(path),
+            f"cannot be read: {reason(error)}",
+            "a machine file is a TOML file",
+            "check the path",
         ) from None
     except tomllib.TOMLDecodeError as error:
         raise SpecError(

@@ -13,7 +13,7 @@ from rich.tree import Tree
 from armillary.machines.catalogue import load, names
 from armillary.machines.drawing import svg
 from armillary.machines.words import amount, in_unit, level_line, unit_line
-from armillary.spec import Level, Machine, SpecError, write_atomically
+from armillary.spec import Level, Machine, SpecError, reason, write_atomically
 from armillary.spec.document import Document
 
 # What a dtype's peak is shown in a table: the first that the device has.
@@ -169,7 +169,10 @@ def write_picture(machine: Machine, path: Path) -> None:
         write_atomically(path, svg(machine))
     except OSError as error:
         raise SpecError(
-            "--svg", f"{path}: {error}", "the picture is written to a file", "name another file"
+            "--svg",
+            f"{path}: {reason(error)}",
+            "the picture is written to a file",
+            "name another file",
         ) from None
 
 

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from armillary.spec import ModelGraph, SpecError
+from armillary.spec import ModelGraph, SpecError, reason
 
 FIX = "trace the model anew with this version (armillary.models.trace), or use a family"
 
@@ -32,7 +32,7 @@ def load_graph(path: Path) -> ModelGraph:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, ValueError) as error:
         raise SpecError(
-            str(path), f"cannot be read: {error}", "a model graph is a JSON file", FIX
+            str(path), f"cannot be read: {reason(error)}", "a model graph is a JSON file", FIX
         ) from None
     if not isinstance(values, dict) or "schema" not in values:
         raise SpecError(

@@ -15,7 +15,7 @@ from armillary.networks.messages import Sending
 from armillary.networks.middleware import Way
 from armillary.networks.price import ways_of
 from armillary.networks.reach import Reach, reaches
-from armillary.networks.sending import Groups, sending
+from armillary.networks.sending import Senders, sending
 from armillary.networks.ways import Parts, parts
 from armillary.spec import SpecError
 
@@ -144,7 +144,7 @@ class Lying:
             rows = np.intersect1d(one.groups, played, assume_unique=True)
             if not rows.size:
                 continue
-            groups = Groups(
+            senders = Senders(
                 self.fabric,
                 members[rows],
                 self.team.start + rows,
@@ -153,7 +153,7 @@ class Lying:
                 self.fold.num_places,
             )
             is_closed = self.burst.collective != "send"
-            found.append(sending(groups, one.way, is_closed))
+            found.append(sending(senders, one.way, is_closed))
         return found
 
     def stands_for(self) -> Array:

@@ -23,7 +23,7 @@ Index = NDArray[np.int64]
 MOST_PAIRS = 1_000_000  # of units in a crowd's trips; of more, every q-th is taken for all
 
 
-class Groups:
+class Senders:
     """Groups that send in one way: what each of their ranks sends, as flows.
 
     `members` of shape [G, N] are ranks of the machine, in the order of the ring, `team` numbers
@@ -351,14 +351,14 @@ def _trips(blocks: Blocks, part: Part, base: int) -> tuple[Index | Array, ...]:
     )
 
 
-def sending(groups: Groups, way: Way, is_closed: bool = True) -> Sending:
-    """All that `groups` send in `way`."""
+def sending(senders: Senders, way: Way, is_closed: bool = True) -> Sending:
+    """All that `senders` send in `way`."""
     flows: dict[str, Callable[[], None]] = {
-        "around": lambda: groups.around(way.inside, way.between),
-        "up and down": lambda: groups.up_and_down(way.inside),
-        "by level": lambda: groups.by_level(way.inside, way.between),
-        "at once": lambda: groups.at_once(way.between),
-        "farthest": lambda: groups.pairs(way.between, is_closed),
+        "around": lambda: senders.around(way.inside, way.between),
+        "up and down": lambda: senders.up_and_down(way.inside),
+        "by level": lambda: senders.by_level(way.inside, way.between),
+        "at once": lambda: senders.at_once(way.between),
+        "farthest": lambda: senders.pairs(way.between, is_closed),
     }
     flows[way.flow]()
-    return together(groups.parts)
+    return together(senders.parts)

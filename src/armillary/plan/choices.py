@@ -6,6 +6,7 @@ from itertools import permutations, product
 from typing import Any
 
 from armillary.axes import discover
+from armillary.axes.stages.balance import ONE_STAGE, V_SHAPED
 from armillary.spec import Layout, ModelGraph, SpecError
 from armillary.spec.layout import RECOMPUTES
 
@@ -128,8 +129,8 @@ def all_choices(
 ) -> Choices:
     """Every choice that makes sense, or, if `wide`, every one there is.
 
-    Left out unless `wide` are schedules that do what another one does with more memory, and
-    placements that are seldom better. The loss stays whole where nothing `cuts_loss`.
+    Left out unless `wide` are placements that are seldom better. The loss stays whole where nothing
+    `cuts_loss`.
     """
     options = {
         f"{axis.name}.{name}": values
@@ -145,7 +146,7 @@ def all_choices(
         for dim, names in OPTIONS.items()
         if len(names) == 2
     }
-    schedules = [pair for pair in pairs["schedule"] if _is_schedule(pair, fixed, wide=wide)]
+    schedules = [pair for pair in pairs["schedule"] if _is_schedule(pair, fixed)]
     whole = options[OPTIONS["region"][1]][0]
     regions = [
         pair
@@ -182,7 +183,8 @@ def _few_choices(choices: Choices, recomputes: int, num_sizes: int) -> Choices:
         return tuple(dict.fromkeys((values[0], values[-1])))
 
     of_several = [s for s in choices.schedules if s[0] in SEVERAL_STAGES and s[1] in FEW_STAGES]
-    schedules = tuple(dict.fromkeys([choices.schedules[0], *of_several]))
+    of_one = [s for s in choices.schedules if s[0] in ONE_STAGE]
+    schedules = tuple(dict.fromkeys([choices.schedules[0], *of_one, *of_several]))
     return replace(
         choices,
         schedules=schedules,
@@ -202,25 +204,17 @@ def _settled_micro_batch(fixed: Fixed) -> tuple[int, ...]:
     return (size,) if size else ()
 
 
-REPEATED = ("gpipe",)
-"""Schedules that another one (1f1b) beats in memory and has the same bubble as.
+def _is_schedule(pair: tuple[str, ...], fixed: Fixed) -> bool:
+    """Whether a schedule and its stages a rank go together, and are worth trying.
 
-looped_bfs is none of them: unlike interleaved_1f1b it takes any number of micro batches.
-"""
-
-
-def _is_schedule(pair: tuple[str, ...], fixed: Fixed, *, wide: bool) -> bool:
-    """Whether a schedule and its stages a rank go together, and are worth trying."""
-    from armillary.axes.stages.balance import ONE_STAGE, V_SHAPED
-
+    None is left out: 1f1b beats gpipe in memory and interleaved_1f1b looped_bfs, but gpipe and
+    looped_bfs take any number of micro batches.
+    """
     schedule, per_rank = pair
     settled = OPTIONS["schedule"][1] in fixed.words
     if schedule in (*ONE_STAGE, *V_SHAPED):
-        goes = per_rank == "auto" or settled
-    else:
-        goes = per_rank not in ("auto", "1") or settled
-    is_repeat = schedule in REPEATED and OPTIONS["schedule"][0] not in fixed.words
-    return goes and (wide or not is_repeat)
+        return per_rank == "auto" or settled
+    return per_rank not in ("auto", "1") or settled
 
 
 def orders_of(*, wide: bool) -> tuple[tuple[str, ...], ...]:

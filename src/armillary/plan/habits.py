@@ -1,5 +1,9 @@
 """What a program makes of an op: how often it runs, how much slower, and what of it is kept."""
 
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,14 +37,42 @@ def is_of_scores(op: Op) -> bool:
     return op.kind == "matmul" and op.name == "bmm" and not op.parameter_bytes
 
 
-def times_run(op: Op, segment: Segment, software: Software, keys: "Keys") -> Column:
-    """How often the op runs: 0 where a fused softmax does it in passing, more where it refuses."""
-    alone = np.ones(keys.shape)
-    if not software.fuses_scores or op.name not in FUSED_SCORES:
-        return alone
-    scores = next((o for o in segment.ops if o.name == "bmm" and o.path == op.path), None)
-    if scores is None or scores.columns > SCORES_LENGTH:
-        return alone
+@dataclass(frozen=True, slots=True)
+class Task:
+    """An op wherever it lies; `is_in_attention`: it makes or takes scores, those of `scores`."""
+
+    op: Op
+    is_in_attention: bool
+    scores: Op | None
+
+
+@lru_cache(maxsize=256)
+def tasks(segment: Segment) -> Mapping[Task, int]:
+    """The ops of a segment, each in the order in which it first runs, and how many are alike."""
+    products: dict[str, Op] = {}
+    for op in segment.ops:
+        if op.name == "bmm":
+            products.setdefault(op.path, op)
+    scored = {op.path for op in segment.ops if is_of_scores(op)}
+    return Counter(
+        Task(
+            op=replace(op, path=""),
+            is_in_attention=op.path in scored and not op.parameter_bytes,
+            scores=_anywhere(products.get(op.path)) if op.name in FUSED_SCORES else None,
+        )
+        for op in segment.ops
+    )
+
+
+def _anywhere(op: Op | None) -> Op | None:
+    return op and replace(op, path="")
+
+
+def times_run(task: Task, software: Software, keys: "Keys") -> float | Column:
+    """How often it runs: 0 where a fused softmax does it in passing, more where it refuses."""
+    scores = task.scores
+    if not software.fuses_scores or scores is None or scores.columns > SCORES_LENGTH:
+        return 1.0
     heads = scores.batch * keys.samples * keys.part(scores).batch
     return np.where(heads % SCORES_MULTIPLE == 0, 0.0, UNFUSED_TIMES)
 

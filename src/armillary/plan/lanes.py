@@ -1,6 +1,5 @@
 """Where the groups of a grid lie on a machine, and what a message over each of them takes."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self
 
@@ -9,7 +8,7 @@ from numpy.typing import NDArray
 
 from armillary.networks import Fares, Groups, Times
 from armillary.plan.grid import Column, Grid
-from armillary.spec import Device, Machine
+from armillary.spec import Machine
 
 if TYPE_CHECKING:
     from armillary.plan.work import Parts
@@ -19,13 +18,13 @@ if TYPE_CHECKING:
 class Learnt:
     """What pricing one grid teaches for the next, of the same model on the same machine.
 
-    `reads` are by axis the dims of a grid that its traffic was seen to depend on, `latest` the grid
-    that was priced last, its device and the work of its ranks.
+    `reads` are by axis the dims of a grid that its traffic was seen to depend on, `parts` the work
+    of ranks by what it depends on (`plan.work.price_parts`), on the same devices.
     """
 
     fares: Fares
     reads: dict[str, set[str]] = field(default_factory=dict)
-    latest: "list[tuple[Grid, Device, Parts]]" = field(default_factory=list)
+    parts: "dict[bytes, Parts]" = field(default_factory=dict)
 
     @classmethod
     def of(cls, machine: Machine) -> Self:
@@ -34,13 +33,11 @@ class Learnt:
 
     def with_links_of(self, machine: Machine) -> "Learnt":
         """The same for a machine of other links between the same devices."""
-        return Learnt(Fares(machine), self.reads, self.latest)
+        return Learnt(Fares(machine), self.reads, self.parts)
 
-    def parts(self, grid: Grid, device: Device, priced: "Callable[[], Parts]") -> "Parts":
-        """The work of the ranks of `grid`, as it was `priced` before if it is the latest again."""
-        if not self.latest or self.latest[0][0] is not grid or self.latest[0][1] is not device:
-            self.latest[:] = [(grid, device, priced())]
-        return self.latest[0][2]
+    def with_devices_of(self, machine: Machine) -> "Learnt":
+        """The same for a machine of other devices between the same links."""
+        return Learnt(self.fares, self.reads)
 
 
 @dataclass(frozen=True, slots=True)

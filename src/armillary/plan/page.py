@@ -4,8 +4,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from armillary.plan.figure import Trace, figure
 from armillary.plan.telling import (
     account,
@@ -20,7 +18,7 @@ from armillary.plan.telling import (
     spaced,
 )
 from armillary.plan.terms import bytes_meaning, meaning
-from armillary.spec import Candidate, Plan, ScalingPoint, WhyNot, write_atomically
+from armillary.spec import Candidate, Plan, ScalingPoint, WhyNot, page, write_atomically
 from armillary.spec.plan import LEVELS
 from armillary.spec.quantities import device_time, energy, short, size, span
 
@@ -34,16 +32,10 @@ def write_page(plan: Plan, path: Path) -> None:
 
 def render(plan: Plan) -> str:
     """The page of `plan`."""
-    page = Environment(
-        loader=PackageLoader("armillary.plan", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    ).get_template("page.html.jinja")
     time_rows = by_name(plan.terms, "predicted_s")
     memory_rows = by_name(plan.memory, "predicted_bytes")
     return page.render(
+        "armillary.plan",
         plan=plan,
         levels=LEVELS,
         family=plan.model.partition(":")[0],

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from armillary import networks
 from armillary.axes import Axis, discover
 from armillary.axes.stages.balance import stages_per_rank
+from armillary.axes.stages.fitting import fits
 from armillary.core import compute, pipeline
 from armillary.plan.folding import fold
 from armillary.plan.grid import DIMS, Column, Grid, at
@@ -76,12 +77,9 @@ def price(
     """
     folded = fold(graph)
     known = learnt or Learnt.of(machine)
-    parts = known.parts(
-        grid, machine.device, lambda: price_parts_of(folded, machine, software, grid)
-    )
+    parts = price_parts_of(folded, machine, software, grid, known.parts)
     messages = price_messages(folded, known, software, grid, global_batch_size if sends else 0)
-    counts_ends = software.deals == "with ends"
-    micro, refused, reasons = micro_batches(graph, grid, global_batch_size, counts_ends)
+    micro, refused, reasons = micro_batches(graph, grid, software, global_batch_size)
     dealt = deal(grid, max(parts.num_blocks, 1), head_blocks(parts), software.deals)
     ranks = mean_and_dearest(parts, dealt, grid)
     memory = bytes_by_category(graph, parts, dealt, software, grid, micro)
@@ -112,8 +110,14 @@ def price(
     )
 
 
-def price_parts_of(graph: ModelGraph, machine: Machine, software: Software, grid: Grid) -> Parts:
-    """The work of a folded graph on one rank.
+def price_parts_of(
+    graph: ModelGraph,
+    machine: Machine,
+    software: Software,
+    grid: Grid,
+    known: dict[bytes, Parts] | None = None,
+) -> Parts:
+    """The work of a folded graph on one rank; `known` as of `plan.work.price_parts`.
 
     Raises: `SpecError` if the graph has no ops.
     """
@@ -126,7 +130,7 @@ def price_parts_of(graph: ModelGraph, machine: Machine, software: Software, grid
             "a plan prices the ops of a model",
             "trace the model with this version, or name its recipe or family",
         )
-    return price_parts(graph, machine.device, software, grid)
+    return price_parts(graph, machine.device, software, grid, known)
 
 
 def _summed(terms: Mapping[str, Column], refused: NDArray[np.uint8], grid: Grid) -> Column:
@@ -141,9 +145,10 @@ def _summed(terms: Mapping[str, Column], refused: NDArray[np.uint8], grid: Grid)
 
 
 def micro_batches(
-    graph: ModelGraph, grid: Grid, global_batch_size: int, counts_ends: bool
+    graph: ModelGraph, grid: Grid, software: Software, global_batch_size: int
 ) -> tuple[Column, NDArray[np.uint8], tuple[SpecError, ...]]:
     """Micro batches of a step, and where they or the schedule do not fit."""
+    counts_ends = software.deals == "with ends"
     samples = grid.along("micro_batch_size", grid.micro_batch_sizes) * grid.batch_ranks
     micro = np.maximum(global_batch_size // samples, 1).astype(np.float64)
     stages = grid.stages
@@ -163,6 +168,9 @@ def micro_batches(
         ("schedule", "takes micro batches in rounds of the stages' number"): (
             in_rounds & (stages > 1) & (micro % stages != 0)
         ),
+        ("schedule", "does not take as few micro batches"): (
+            _is_unfit(grid, micro) if not software.takes_few else np.False_
+        ),
         ("schedule", "hides its bubble behind twice as many micro batches as ranks"): (
             splits_backward & (stages > 1) & (micro < 2 * stages)
         ),
@@ -171,6 +179,16 @@ def micro_batches(
     for code, where in enumerate(rules.values(), start=1):
         refused = np.where((refused == 0) & where, np.uint8(code), refused)
     return micro, refused, tuple(_reason(*rule) for rule in rules)
+
+
+def _is_unfit(grid: Grid, micro: Column) -> NDArray[np.bool_]:
+    """Where `train` would run another schedule; of one micro batch there is one order."""
+    columns = [
+        ~fits(name, grid.stages, stages_per_rank(name, number), micro)
+        for name, number in grid.schedules
+    ]
+    unfit = np.concatenate(columns, axis=DIMS.index("schedule"))
+    return np.asarray(unfit & (grid.stages > 1) & (micro > 1))
 
 
 def _reason(where: str, found: str) -> SpecError:

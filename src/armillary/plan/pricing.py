@@ -39,9 +39,10 @@ class Pricing:
         batch: int,
         *,
         sends: bool = True,
+        learnt: Learnt | None = None,
     ) -> None:
         self.graph, self.machine, self.software, self.batch = graph, machine, software, batch
-        self.sends, self.learnt = sends, Learnt.of(machine)
+        self.sends, self.learnt = sends, learnt or Learnt.of(machine)
         self.grids: list[Grid] = []
         self.num_layouts = self.num_refused = self.num_not_fitting = 0
         self.least_bytes = np.inf

@@ -159,7 +159,7 @@ class _Looking:
         First all are priced without messages, which no layout can beat; then the rows that are the
         fastest so, and of the others those that could still be faster than these are with messages.
         """
-        free = Pricing(**self.pricing.subject, sends=False)
+        free = Pricing(**self.pricing.subject, sends=False, learnt=self.pricing.learnt)
         bounds = free.run(self.some(rows), replace(few, zeros=few.zeros[:1]), Refusals())
         bounds = replace(bounds, row=rows[bounds.row])
         best = self.at(best_rows(bounds, funnel.rows, funnel.fewest), few)

@@ -33,7 +33,8 @@ class Software(Document):
     is whether tensor parallelism cuts norms where a run does not say.
 
     `hides_gradients` and `hides_gathers` are the shares of the passes beside which they are sent.
-    `deals` is how blocks are dealt to stages (`plan/stages.py`). `exposes_sends` is the share of a
+    `deals` is how blocks are dealt to stages (`plan/stages.py`), `takes_few` whether 1f1b runs with
+    fewer micro batches than stages. `exposes_sends` is the share of a
     pipeline's messages that ranks wait for; with `slices_sends` each rank of a tensor group sends
     its part of them. `slowdown` is the share of the device that messages take while they run beside
     a pass. `launch_s` is the host's time a kernel, 0 for the device's own, and
@@ -75,6 +76,7 @@ class Software(Document):
     slowdown: float = 0.0
     optimizer_passes: float = 2.0
     deals: str = "balanced"
+    takes_few: bool = True
     launch_s: float = 0.0
     message_launch_s: float = 0.0
     blocks_launches: bool = False

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from armillary.models import families, references
-from armillary.spec import ModelGraph, SpecError, nearest, write_atomically
-from armillary.step.recipe import BUILT_IN, DATA_VARIABLE
+from armillary.spec import ModelGraph, SpecError, likely, nearest, write_atomically
+from armillary.step.recipe import BUILT_IN, DATA_VARIABLE, built_in_recipes
 
 NUM_TRACED = 2
 """Samples of the batch that a recipe is traced with."""
@@ -72,7 +72,23 @@ def find_target(
     if word.endswith(".json"):
         _refuse_options(word, options, data)
         return Target(name=Path(word).stem, graph=ModelGraph.read(Path(word)))
+    if word.isidentifier() and word not in built_in_recipes():
+        _refuse_unknown(word)
     return _of_recipe(word, dict(options or {}), data)
+
+
+def _refuse_unknown(word: str) -> NoReturn:
+    """Refuse a name that is no recipe's and no stored graph's."""
+    recipes, kinds = ", ".join(built_in_recipes()), ", ".join(families.discover())
+    known = [*references.names(), *families.discover(), *built_in_recipes()]
+    raise SpecError(
+        "target",
+        f"nothing is called {word!r}",
+        "a target is a family with its sizes, a recipe, a stored graph, or a JSON file of a graph",
+        likely(word, known)
+        or f"use a recipe ({recipes}), a family ({kinds}) with its sizes, or a stored graph "
+        f"({', '.join(references.names()[:6])}, ...)",
+    )
 
 
 def _refuse_options(word: str, options: Mapping[str, str] | None, data: Path | None) -> None:

@@ -97,7 +97,7 @@ def terms_of(
     learnt, peaks, endless = Learnt.of(machine), at_its_peaks(machine), with_endless_rates(machine)
     real = seconds(machine, learnt)
     only_starts = seconds(endless, learnt.with_links_of(endless))
-    at_peak = seconds(peaks, learnt)
+    at_peak = seconds(peaks, learnt.with_devices_of(peaks))
     found, step_s = [], sum(real.values())
     for name in sorted(real, key=lambda name: -real[name]):
         total_s = real[name]

@@ -3,7 +3,7 @@
 # Shapes: K distinct degrees of the axes that cut work, M micro batch sizes, R regions, P precisions
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from functools import partial
+from functools import cached_property, partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,17 +50,15 @@ class Work:
     flops: Column
 
     def __add__(self, other: "Work") -> "Work":
+        return self.then(other, 1.0)
+
+    def then(self, other: "Work", times: float | Column) -> "Work":
+        """This, and after it `times` the other."""
         return Work(
             *(
-                np.maximum(a, b) if name == "workspace_bytes" else a + b
+                np.maximum(a, b) if name == "workspace_bytes" else a + b * times
                 for name, a, b in _pairs(self, other)
             )
-        )
-
-    def scaled(self, factor: float | Column) -> "Work":
-        """`factor` of such parts, one after the other."""
-        return Work(
-            *(a if name == "workspace_bytes" else a * factor for name, a, _ in _pairs(self, self))
         )
 
     def rows(self, index: NDArray[np.int64]) -> "Work":
@@ -90,29 +88,56 @@ class Parts:
     num_blocks: int
     entry_share: Column
 
+    def rows(self, index: NDArray[np.int64]) -> "Parts":
+        """The same, with the rows `index` of the first dim."""
+        works = {name: getattr(self, name).rows(index) for name in WORKS}
+        return replace(self, **works, entry_share=self.entry_share[index])
 
-def price_parts(graph: ModelGraph, device: Device, software: Software, grid: Grid) -> Parts:
-    """The work of every part of `graph` for each row, micro batch, region and precision."""
+
+WORKS = ("before", "blocks", "after", "block")
+"""The fields of `Parts` that are work."""
+
+
+def price_parts(
+    graph: ModelGraph,
+    device: Device,
+    software: Software,
+    grid: Grid,
+    known: dict[bytes, Parts] | None = None,
+) -> Parts:
+    """The work of every part of `graph` for each row, micro batch, region and precision.
+
+    What grids with the same keys need is kept in `known`, of one graph, device and software.
+    """
     keys, chosen = Keys.of(graph, grid)
+    known = {} if known is None else known
+    if keys.identity not in known:
+        known[keys.identity] = _parts(graph, device, software, keys)
+    return known[keys.identity].rows(chosen)
+
+
+def _parts(graph: ModelGraph, device: Device, software: Software, keys: "Keys") -> Parts:
+    """Those of the keys alone."""
+    grid = keys.grid
     rates = rates_of(device, software, grid)
     before = after = blocks = keys.nothing()
     block, num_blocks = keys.nothing(), 0
     for segment in graph.segments:
         work = _segment(segment, graph, rates, software, keys)
         if segment.path:
-            blocks, num_blocks = blocks + work.scaled(segment.repeats), num_blocks + segment.repeats
+            blocks, num_blocks = blocks.then(work, segment.repeats), num_blocks + segment.repeats
             block = _dearer(block, work)
         elif segment.after:
             after = after + work
         else:
             before = before + work
     return Parts(
-        before=before.rows(chosen),
-        blocks=blocks.rows(chosen),
-        after=after.rows(chosen),
-        block=block.rows(chosen),
+        before=before,
+        blocks=blocks,
+        after=after,
+        block=block,
         num_blocks=num_blocks,
-        entry_share=keys.part(ENTRY).rows[chosen],
+        entry_share=keys.part(ENTRY).rows,
     )
 
 
@@ -127,12 +152,12 @@ class Keys:
     """
 
     def __init__(self, grid: Grid, axes: Sequence[Axis]) -> None:
+        self.grid = grid
         self.samples = grid.along("micro_batch_size", grid.micro_batch_sizes).astype(np.float64)
         self.table, self.shape = grid.table(("degrees", "region"), 1)
         self.is_single = grid.along("precision", [p == "float32" for p in grid.precisions])
         self.is_quantised = grid.along("precision", [p in QUANTISED for p in grid.precisions])
         self.axes = axes
-        self._known: dict[Op, Part] = {}
 
     @classmethod
     def of(cls, graph: ModelGraph, grid: Grid) -> "tuple[Keys, NDArray[np.int64]]":
@@ -147,6 +172,15 @@ class Keys:
         columns = np.stack([np.ones_like(grid.order), *(grid.degrees[a.name] for a in axes)])
         _, first, index = np.unique(columns, axis=1, return_index=True, return_inverse=True)
         return cls(grid.rows(first), axes), index.ravel()
+
+    @cached_property
+    def identity(self) -> bytes:
+        """Equal for keys that are equal."""
+        grid = self.grid
+        words = repr(([axis.name for axis in self.axes], grid.regions, grid.precisions))
+        columns = [grid.degrees[axis.name] for axis in self.axes]
+        numbers = [column.tobytes() + b";" for column in (grid.micro_batch_sizes, *columns)]
+        return words.encode() + b";".join(numbers)
 
     def nothing(self) -> Work:
         """No work, in the shape of the keys."""
@@ -199,15 +233,15 @@ def _segment(
     own_s = np.asarray(software.launch_s, np.float64)
     launch_s = np.where(own_s > 0, own_s, rates.launch_s) * casts
     total = keys.nothing()
-    scored = {op.path for op in segment.ops if habits.is_of_scores(op)}
-    for op in segment.ops:
+    for task, number in habits.tasks(segment).items():
+        op = task.op
         work = replace(
-            _op(op, graph, rates, software, keys, op.path in scored and not op.parameter_bytes),
+            _op(op, graph, rates, software, keys, task.is_in_attention),
             forward_launch_s=total.forward_launch_s * 0.0 + launch_s * op.count * op.num_kernels,
             backward_launch_s=total.backward_launch_s * 0.0
             + launch_s * op.count * op.num_backward_kernels,
         )
-        total = total + work.scaled(habits.times_run(op, segment, software, keys))
+        total = total.then(work, number * habits.times_run(task, software, keys))
     waited_s = software.experts_s * any(op.experts for op in segment.ops)
     return replace(
         total,

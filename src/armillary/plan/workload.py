@@ -38,8 +38,7 @@ def workload_of(
     """
     folded = fold(graph)
     parts = price_parts_of(folded, machine, software, alone)
-    counts_ends = software.deals == "with ends"
-    micro, _, _ = micro_batches(graph, alone, global_batch_size, counts_ends)
+    micro, _, _ = micro_batches(graph, alone, software, global_batch_size)
     dealt = deal(alone, max(parts.num_blocks, 1), head_blocks(parts), software.deals)
     memory = bytes_by_category(graph, parts, dealt, software, alone, micro)
     once = once_a_step(graph, memory, machine, software, alone)

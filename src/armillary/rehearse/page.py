@@ -3,15 +3,13 @@
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from armillary.rehearse.gantt import CLASSES, gantt
 from armillary.rehearse.memory import drawing
 from armillary.rehearse.rehearsing import Rehearsed
 from armillary.rehearse.request import RehearsalRequest
 from armillary.rehearse.telling import facts, headline, name_of
 from armillary.rehearse.whatif import JITTERS, NETWORKS, grid, placements
-from armillary.spec import write_atomically
+from armillary.spec import page, write_atomically
 from armillary.spec.quantities import span
 from armillary.spec.rehearsal import Rehearsal
 
@@ -27,15 +25,9 @@ def write_page(found: Rehearsed, request: RehearsalRequest, path: Path) -> None:
 
 def render(found: Rehearsed, request: RehearsalRequest) -> str:
     """The page of a rehearsal."""
-    page = Environment(
-        loader=PackageLoader("armillary.rehearse", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    ).get_template("page.html.jinja")
     told = found.rehearsal
     return page.render(
+        "armillary.rehearse",
         told=told,
         headline=headline(told),
         tiles=_tiles(told),

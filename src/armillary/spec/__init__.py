@@ -5,8 +5,14 @@ What only a plan needs is imported on its first use: a training run does not wai
 
 from typing import TYPE_CHECKING, Any
 
-from armillary.spec.document import Document, closed_to_others, nearest, write_atomically
-from armillary.spec.error import SpecError
+from armillary.spec.document import (
+    Document,
+    closed_to_others,
+    likely,
+    nearest,
+    write_atomically,
+)
+from armillary.spec.error import SpecError, reason
 from armillary.spec.layout import Layout
 from armillary.spec.manifest import Manifest
 from armillary.spec.model_graph import (
@@ -90,9 +96,11 @@ __all__ = [
     "WhyNot",
     "Workload",
     "closed_to_others",
+    "likely",
     "nearest",
     "read_layout",
     "read_plan",
+    "reason",
     "write_atomically",
 ]
 _PLACES = {

@@ -13,14 +13,19 @@ from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, Self, Union, get_args, get_origin, get_type_hints
 
-from armillary.spec.error import SpecError
+from armillary.spec.error import SpecError, reason
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """A fix in words: the known word nearest to `word`, or the whole list."""
     choices = sorted(known)
-    close = difflib.get_close_matches(word, choices, n=1)
-    return f"did you mean {close[0]!r}?" if close else f"use one of {', '.join(choices) or 'none'}"
+    return likely(word, choices) or f"use one of {', '.join(choices) or 'none'}"
+
+
+def likely(word: str, known: Iterable[str]) -> str:
+    """A fix in words: the known word that was probably meant; "" if there is none."""
+    close = difflib.get_close_matches(word, sorted(known), n=1)
+    return f"did you mean {close[0]!r}?" if close else ""
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
@@ -131,11 +136,15 @@ class Document:
         except (OSError, UnicodeDecodeError) as error:
             raise SpecError(
                 str(path),
-                f"cannot be read: {error}",
+                f"cannot be read: {reason(error)}",
                 f"a {cls.what} is a JSON file",
                 "check the path",
             ) from None
         return cls.from_json(text, path.name)
+
+
+SCALARS = (str, int, float, bool)
+"""The types of what holds nothing else."""
 
 
 @cache
@@ -149,6 +158,8 @@ def _plain_fields(value: Any) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
+    if type(value) in SCALARS:  # most of a large document
+        return value
     if isinstance(value, Document):
         return value.to_dict()
     if is_dataclass(value) and not isinstance(value, type):
@@ -162,9 +173,9 @@ def _plain(value: Any) -> Any:
 
 def _checked(value: Any, hint: Any, where: str) -> Any:
     """`value` as the type `hint` asks for; a whole float counts as an int, an int as a float."""
-    origin = get_origin(hint)
-    if hint is Any:
+    if hint is Any or type(value) is hint in SCALARS:
         return value
+    origin = get_origin(hint)
     if origin in (Union, types.UnionType):
         options = get_args(hint)
         if value is None and type(None) in options:

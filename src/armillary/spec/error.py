@@ -1,4 +1,4 @@
-"""The one error a user's mistake raises."""
+"""The one error a user's mistake raises, and what the system says of its own."""
 
 
 class SpecError(ValueError):
@@ -21,3 +21,10 @@ class SpecError(ValueError):
     def to_dict(self) -> dict[str, str]:
         """The four parts by name, for `--json`."""
         return {"where": self.where, "found": self.found, "rule": self.rule, "fix": self.fix}
+
+
+def reason(error: Exception) -> str:
+    """Why something failed, in a line: the system's words without its numbers."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error).partition("\n")[0] or type(error).__name__

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from armillary.spec.document import Document
-from armillary.spec.error import SpecError
+from armillary.spec.error import SpecError, reason
 from armillary.spec.layout import Layout
 from armillary.spec.workload import Workload
 
@@ -225,7 +225,7 @@ def _read_object(path: Path) -> dict[str, object]:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise SpecError(
-            "--plan", f"{path}: {error}", "a plan is a JSON file", "check the path"
+            "--plan", f"{path}: {reason(error)}", "a plan is a JSON file", "check the path"
         ) from None
     if not isinstance(values, dict):
         raise SpecError("--plan", f"{path}: no object", "a plan is a JSON object", "check the file")

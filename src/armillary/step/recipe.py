@@ -14,7 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from armillary.spec import SpecError, TrainSettings, nearest
+from armillary.spec import SpecError, TrainSettings, likely, nearest
 from armillary.spec.words import parse_value
 
 REQUIRED = ("model", "data", "loss", "optimizer")
@@ -254,7 +254,7 @@ def _import_built_in(word: str) -> tuple[Path, ModuleType]:
             "recipe",
             f"unknown recipe {word!r}",
             "a recipe is a Python file or a built-in name",
-            f"{nearest(word, known)}, or give a path such as {word}.py",
+            likely(word, known) or f"use one of {', '.join(known)}, or a path such as {word}.py",
         )
     try:
         module = importlib.import_module(f"{BUILT_IN}.{word}")

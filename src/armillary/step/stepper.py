@@ -148,7 +148,8 @@ class Stepper:
         """
         scaler = self.precision.scaler
         parameters = [p for p in self.model.parameters() if p.grad is not None]
-        scaler.unscale_(self.optimizer) if scaler.is_enabled() else None
+        if scaler.is_enabled():
+            scaler.unscale_(self.optimizer)
         if factor != 1.0:
             torch._foreach_mul_([p.grad for p in parameters], factor)  # type: ignore[misc]
         grad_norm = None
@@ -164,7 +165,8 @@ class Stepper:
             scaler.update()
             for part in parts(self.model):
                 for module in part.modules():
-                    module.after_step() if isinstance(module, BalanceBias) else None
+                    if isinstance(module, BalanceBias):
+                        module.after_step()
         self.model.zero_grad(set_to_none=True)  # also what the optimiser does not hold
         return finite, grad_norm
 

@@ -196,3 +196,10 @@ def count_shares(layout: Layout) -> int:
     """Over how many ranks the samples of a step are split."""
     axes = discover()
     return prod(d for name, d in layout.degrees.items() if axes[name].splits_batch)
+
+
+def count_micro_batches(layout: Layout, batch_size: int) -> int:
+    """How many micro batches a rank makes of its share of a step."""
+    if not layout.micro_batch_size:
+        return 1
+    return -(-batch_size // count_shares(layout) // layout.micro_batch_size)

@@ -13,14 +13,16 @@ from armillary.step.build import read_before_ranks
 from armillary.step.parallel import to_device
 from armillary.step.precision import Precision
 from armillary.step.recipe import Recipe
+from armillary.step.world import count_micro_batches, with_micro_batches
 from armillary.train.request import TrainRequest
 
 
-def admit_before_ranks(request: TrainRequest) -> None:
+def admit_before_ranks(request: TrainRequest, *, as_named: bool = True) -> None:
     """Have every axis of the request's layout refuse the model here, while ranks are made ready.
 
     The model is built as the ranks will build it; the recipe's data is read only for axes that must
-    see the model called.
+    see the model called. Unless it must run `as_named`, a schedule that does not take the micro
+    batches of a step is not refused: the like that does is run.
 
     Raises: `SpecError` with the reason of the axis.
     """
@@ -33,7 +35,9 @@ def admit_before_ranks(request: TrainRequest) -> None:
         raise
     except Exception:  # a mistake of the recipe's own code, which the ranks make and show too
         return
-    admit(request.layout, graph)
+    layout, batch_size = request.layout, request.settings.global_batch_size
+    number = count_micro_batches(with_micro_batches(layout, batch_size), batch_size)
+    admit(layout, graph, num_micro_batches=number if as_named else 0)
 
 
 def _example(recipe: Recipe, dtype: torch.dtype, device: torch.device) -> tuple[Call, int]:

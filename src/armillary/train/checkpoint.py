@@ -25,6 +25,7 @@ from armillary.spec import SpecError, write_atomically
 from armillary.step.world import World
 from armillary.train.saved import (
     COMPLETE,
+    INDEX,
     best_step,
     checkpoint_path,
     expect_serial,
@@ -33,7 +34,6 @@ from armillary.train.saved import (
     sha256,
 )
 
-INDEX = "shards.json"
 COMMIT_TIMEOUT_S = 300.0
 SPACE_OF_FULL_DISK_BYTES = 2**20
 
@@ -71,7 +71,8 @@ class Checkpoints:
         self._pending: _Pending | None = None
         self._deleting: threading.Thread | None = None
         self._group = None if world.mesh is None else dist.new_group(backend="gloo")
-        expect_serial() if world.mesh is None else None
+        if world.mesh is None:
+            expect_serial()
         if world.is_first:
             folder.mkdir(parents=True, exist_ok=True)
             for torn in folder.glob(".step-*"):
@@ -201,7 +202,8 @@ class Checkpoints:
             with contextlib.suppress(OSError):
                 os.replace(checkpoint_path(self.folder, step), hidden)
         if dropped:
-            self._deleting.join() if self._deleting is not None else None
+            if self._deleting is not None:
+                self._deleting.join()
             self._deleting = threading.Thread(target=_delete, args=(dropped,))
             self._deleting.start()
 

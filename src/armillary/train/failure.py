@@ -28,14 +28,21 @@ PEER_LOST = (
 
 
 class RankError(RuntimeError):
-    """A rank failed of something that is not the user's mistake: its rank, and its traceback.
+    """A rank failed of something that is not the user's mistake: its rank, and its traceback or how
+    it ended.
 
     `is_lost` says that the rank or its device went away, which another start may cure.
     """
 
-    def __init__(self, rank: int, text: str, *, is_lost: bool = False) -> None:
-        super().__init__(f"rank {rank} failed\n{text}")
+    def __init__(self, rank: int, text: str, *, is_lost: bool = False, advice: str = "") -> None:
+        super().__init__(f"rank {rank} failed\n{text}" + (f"; {advice}" if advice else ""))
         self.rank, self.text, self.is_lost = rank, text, is_lost
+
+    @property
+    def summary(self) -> str:
+        """What ended the rank, in a line."""
+        *before, last = self.text.strip().splitlines() or ["failed"]
+        return last if before else f"rank {self.rank} {last}"
 
 
 class ToldElsewhere(RuntimeError):
@@ -77,9 +84,9 @@ def first_error(folder: Path, exit_codes: Mapping[int, int]) -> Exception:
             if code < 0 and -code not in (signal.SIGTERM, signal.SIGINT):
                 return RankError(
                     rank,
-                    f"killed by {signal.Signals(-code).name}; what was saved is "
-                    "whole, go on with --resume",
+                    f"killed by {signal.Signals(-code).name}",
                     is_lost=True,
+                    advice="what was saved is whole, go on with --resume",
                 )
             if code == HUNG:
                 return RankError(rank, "ended: no progress", is_lost=True)

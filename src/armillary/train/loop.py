@@ -154,7 +154,8 @@ class Trainer:
                 ended = self._refuse(step, result)
                 if ended is not None:
                     return ended
-        prepare_to_save() if self.counters.step == 1 else None
+        if self.counters.step == 1:
+            prepare_to_save()
         self.checkpoints.poll()
         return self._keep(step, stop, save)
 

@@ -9,44 +9,14 @@ import os
 import queue
 import shutil
 import threading
-from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import Any, Protocol
-from urllib.parse import parse_qs, urlsplit
 
-from armillary.spec import SpecError
 from armillary.step.world import World
-from armillary.train.saved import (
-    COMPLETE,
-    checkpoint_path,
-    find_fault,
-    saved_steps,
-)
+from armillary.train.objects import Objects, open_objects
+from armillary.train.saved import COMPLETE, checkpoint_path, find_fault, saved_steps
 
 KEPT = 2
 FINISH_S = 600.0
-
-
-class Objects(Protocol):
-    """A store as a mirror needs it: objects by name; whatever it raises is its not answering."""
-
-    place: str
-
-    def put(self, path: Path, name: str) -> None:
-        """Copy the file at `path` to the object `name`."""
-        ...
-
-    def get(self, name: str, path: Path) -> None:
-        """Copy the object `name` to the file at `path`."""
-        ...
-
-    def names(self) -> list[str]:
-        """The names of all objects."""
-        ...
-
-    def delete(self, name: str) -> None:
-        """Delete the object `name`."""
-        ...
 
 
 class Mirror:
@@ -161,107 +131,6 @@ class Mirror:
             while True:
                 found.append(self._said.get_nowait())
         return found
-
-
-def open_objects(url: str, under: str) -> Objects:
-    """The store at `url`: a folder, or s3://bucket/folder?endpoint=http://host:port&region=name.
-
-    `retry_s` may be told besides: how long a store that is gone is asked again, a minute by itself.
-    Keys are those of AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; they are in no file of a run.
-
-    Raises: `SpecError` if it is neither, or the client of object stores is not installed.
-    """
-    parts = urlsplit(url)
-    if "://" not in url:
-        return Folder(Path(url) / under)
-    try:
-        from armillary.feeds.stores import GUESS_RETRY_S, StoreAddress, object_store
-    except ImportError:
-        raise SpecError(
-            "settings.checkpoint_store",
-            f"{url.partition('?')[0]} needs the package obstore",
-            "a store is a folder, or an S3 store read by obstore",
-            "pip install 'armillary[fusion]', or name a folder",
-        ) from None
-    query = {name: values[0] for name, values in parse_qs(parts.query).items()}
-    address = StoreAddress(
-        url=f"{parts.scheme}://{parts.netloc}{parts.path}",
-        endpoint=query.get("endpoint"),
-        region=query.get("region", "us-east-1"),
-        access_key_id=os.environ.get("AWS_ACCESS_KEY_ID"),
-        secret_access_key=os.environ.get("AWS_SECRET_ACCESS_KEY"),
-        retry_s=float(query.get("retry_s", GUESS_RETRY_S)),
-    )
-    return Bucket(object_store(address, under), address.place)
-
-
-class Folder:
-    """A folder as a store: on another disk, or a file system of the site."""
-
-    def __init__(self, root: Path) -> None:
-        self.root, self.place = root, str(root)
-
-    def put(self, path: Path, name: str) -> None:
-        """Copy a file here: whole, or not at all."""
-        target = self.root / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(f".{target.name}.partial")
-        shutil.copyfile(path, partial)
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(partial, target)
-
-    def get(self, name: str, path: Path) -> None:
-        """Copy a file from here."""
-        shutil.copyfile(self.root / name, path)
-
-    def names(self) -> list[str]:
-        """The files here, by their paths."""
-        return sorted(self._files()) if self.root.is_dir() else []
-
-    def _files(self) -> Iterator[str]:
-        for path in self.root.rglob("*"):
-            if path.is_file() and not path.name.endswith(".partial"):
-                yield path.relative_to(self.root).as_posix()
-
-    def delete(self, name: str) -> None:
-        """Delete a file, and its folder once it is empty."""
-        (self.root / name).unlink(missing_ok=True)
-        with contextlib.suppress(OSError):
-            (self.root / name).parent.rmdir()
-
-
-class Bucket:
-    """A bucket of an object store; the client asks again while the store does not answer."""
-
-    def __init__(self, store: Any, place: str) -> None:
-        self.store, self.place = store, place
-
-    def put(self, path: Path, name: str) -> None:
-        """Send a file, in parts where it is large."""
-        import obstore
-
-        obstore.put(self.store, name, path)
-
-    def get(self, name: str, path: Path) -> None:
-        """Fetch an object into a file."""
-        import obstore
-
-        with path.open("wb") as file:
-            for chunk in obstore.get(self.store, name).stream():
-                file.write(chunk)
-
-    def names(self) -> list[str]:
-        """The names of all objects of the run."""
-        import obstore
-
-        return [str(entry["path"]) for batch in obstore.list(self.store) for entry in batch]
-
-    def delete(self, name: str) -> None:
-        """Delete an object."""
-        import obstore
-
-        obstore.delete(self.store, name)
 
 
 def _is_whole(folder: Path, step: int) -> bool:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import os
 import signal
 import sys
@@ -71,11 +72,7 @@ def _newest(run: Path) -> int:
 def _again(request: TrainRequest, error: RankError, started: float) -> TrainRequest:
     """The request to go on after `error`, said aloud."""
     assert request.run_path is not None
-    why = error.text.strip().splitlines()[0 if error.text.startswith("killed") else -1]
-    why = f"rank {error.rank} {why}" if error.text.startswith(("killed", "left")) else why
-    why = (hang_in_words(request.run_path, started) or why).replace(
-        "; what was saved is whole, go on with --resume", ""
-    )
+    why = hang_in_words(request.run_path, started) or error.summary
     if not request.quiet:
         sys.stderr.write(f"{why}; starting the ranks again\n")
     return replace(request, is_resumed=True, restart_note=why)
@@ -182,17 +179,22 @@ def _silence_launcher() -> None:
 
 @contextmanager
 def _ending_survivors(ranks: Path) -> Iterator[None]:
-    """Kill the ranks that do not leave by themselves after another was killed."""
+    """Kill the ranks that do not leave by themselves after another was killed.
+
+    Afterwards none is noted any more: a number may be given to another process.
+    """
     over = threading.Event()
 
     def look() -> None:
-        lost_s: float | None = None
+        lost: set[int] = set()
+        lost_s = math.inf
         while not over.wait(0.25):
-            numbers = [int(path.name) for path in ranks.glob("*")]
-            if lost_s is None and any(not is_alive(number) for number in numbers):
-                lost_s = time.monotonic()
-            if lost_s is not None and time.monotonic() - lost_s > SURVIVORS_LEAVE_S:
-                for number in numbers:
+            numbers = {int(path.name) for path in ranks.glob("*")}
+            lost |= {number for number in numbers if not is_alive(number)}
+            if lost:
+                lost_s = min(lost_s, time.monotonic())
+            if time.monotonic() - lost_s > SURVIVORS_LEAVE_S:
+                for number in numbers - lost:
                     with suppress(ProcessLookupError):
                         os.kill(number, signal.SIGKILL)
 
@@ -203,6 +205,8 @@ def _ending_survivors(ranks: Path) -> Iterator[None]:
     finally:
         over.set()
         thread.join()
+        for path in ranks.glob("*"):
+            path.unlink(missing_ok=True)
 
 
 @contextmanager

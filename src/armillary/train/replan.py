@@ -26,7 +26,7 @@ def replanned(request: TrainRequest, num_ranks: int) -> TrainRequest:
     for layout in itertools.islice(_in_turn(request, num_ranks), NUM_TRIED):
         changed = replace(request, layout=layout)
         try:
-            admit_before_ranks(changed)
+            admit_before_ranks(changed, as_named=False)
         except SpecError:
             continue
         if not request.quiet:

@@ -10,6 +10,7 @@ from armillary.axes import admit
 from armillary.spec import Layout, Manifest, Plan, SpecError, TrainSettings
 from armillary.spec.secrets import holds_key, holds_secret, is_secret_name
 from armillary.step.recipe import Recipe, data_option, load_recipe, source_sha256
+from armillary.train.objects import check_address
 from armillary.train.run_folder import RunFolder
 from armillary.train.trackers import check_trackers
 
@@ -67,6 +68,10 @@ def new_request(
     layout = layout or Layout()
     admit(layout)
     check_trackers(trackers)
+    if weights is not None:
+        from armillary.train.weights import check_file
+
+        check_file(weights)
     settings_words = {
         name: text for name, text in (assignments or {}).items() if name in TrainSettings.names()
     }
@@ -84,11 +89,13 @@ def new_request(
         )
     recipe = load_recipe(recipe_word, options | found)
     refuse_secrets(recipe)
+    settings = _settings(recipe, settings_words)
+    check_address(settings.checkpoint_store)
     return TrainRequest(
         recipe_word=recipe.word,
         options=recipe.options,
         layout=layout,
-        settings=_settings(recipe, settings_words),
+        settings=settings,
         runs=runs,
         device=device,
         quiet=quiet,
@@ -128,6 +135,7 @@ def resumed_request(
                 "leave it out, or start a new run",
             )
         changed[name] = TrainSettings.parse(name, text)
+    check_address(str(changed.get("checkpoint_store", "")))
     return TrainRequest(
         recipe_word=_unchanged_recipe(run, manifest),
         options=manifest.options,

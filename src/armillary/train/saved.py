@@ -12,7 +12,7 @@ import torch.distributed as dist
 from armillary.spec import SpecError
 from armillary.step.world import World
 
-COMPLETE = "complete.json"
+COMPLETE, INDEX = "complete.json", "shards.json"
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
@@ -94,7 +94,8 @@ def load(path: Path, state: dict[str, Any], *, serial: bool = False) -> None:
 
     from armillary.train.shards import PlainLoader, ShardReader
 
-    expect_serial() if serial else None
+    if serial:
+        expect_serial()
     try:
         dcp.load(state, storage_reader=ShardReader(path), planner=PlainLoader(), no_dist=serial)
     except CheckpointException as error:

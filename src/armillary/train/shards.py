@@ -32,8 +32,8 @@ from torch.distributed.checkpoint.planner import ReadItem
 from torch.distributed.checkpoint.storage import WriteResult
 
 from armillary.spec import SpecError, write_atomically
+from armillary.train.saved import INDEX
 
-INDEX = "shards.json"
 SCHEMA = 1
 
 

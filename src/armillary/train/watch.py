@@ -67,7 +67,9 @@ class Watch:
 
         What may take long by right is given `allowed_s`.
         """
-        self._doing, self._allowed_s, self._last_s = doing, allowed_s, time.monotonic()
+        # The time first: the thread must not see an old time beside a shorter allowance.
+        self._last_s = time.monotonic()
+        self._doing, self._allowed_s = doing, allowed_s
 
     def stepped(self, step: int, step_s: float) -> None:
         """Note that the rank has done a step."""
@@ -93,7 +95,8 @@ class Watch:
         while not self._over.wait(POLL_S):
             if agent is not None and not is_alive(agent):
                 os._exit(ORPHANED)
-            waited_s, limit_s = time.monotonic() - self._last_s, self.limit_s
+            limit_s = self.limit_s  # before the time that it is compared with; see `tick`
+            waited_s = time.monotonic() - self._last_s
             if waited_s > limit_s:
                 self._leave_stack(waited_s)
             elif limit_s == float("inf"):

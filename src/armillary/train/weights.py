@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from armillary.axes import DrivesSteps
-from armillary.spec import SpecError
+from armillary.spec import SpecError, reason
 from armillary.train.run_folder import RunFolder
 from armillary.train.saved import best_step, checkpoint_path, find_fault, load, newest_whole
 
@@ -89,6 +89,18 @@ def read_into(model: nn.Module, path: Path) -> None:
     set_model_state_dict(model, held)
 
 
+def check_file(path: Path) -> None:
+    """Refuse weights that are not there, before a run is begun with them.
+
+    Raises: `SpecError` that says so.
+    """
+    _check_suffix(path, "--weights")
+    if not path.is_file():
+        raise SpecError(
+            "--weights", f"no file {path}", "a run begins from a file", "check the path"
+        )
+
+
 def read_weights(path: Path) -> Tensors:
     """The tensors in a .safetensors file or a plain state_dict, by name.
 
@@ -104,7 +116,7 @@ def read_weights(path: Path) -> Tensors:
     except (OSError, ValueError, RuntimeError, UnpicklingError, SafetensorError) as error:
         raise SpecError(
             "--weights",
-            f"{path}: {str(error).splitlines()[0]}",
+            f"{path}: {reason(error)}",
             "weights are a .safetensors file, or a dict of tensors that torch.save wrote",
             "write the file anew",
         ) from None

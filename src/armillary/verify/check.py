@@ -7,7 +7,7 @@ from typing import Any
 
 from armillary.axes import admit
 from armillary.spec import Layout, SpecError
-from armillary.step.world import count_shares, with_micro_batches
+from armillary.step.world import count_micro_batches, with_micro_batches
 from armillary.verify.compare import TOLERANCE, Difference, compare
 from armillary.verify.prepare import Prepared
 from armillary.verify.program import Program, Trace, run
@@ -193,13 +193,6 @@ def as_verified(layout: Layout, batch_size: int) -> Layout:
     """`layout` in float64, with micro batches where training would make some by itself."""
     in_float64 = replace(layout, precision="float64")
     return with_micro_batches(in_float64, batch_size, MICRO_BATCHES_A_STAGE)
-
-
-def count_micro_batches(layout: Layout, batch_size: int) -> int:
-    """How many micro batches a rank makes of its share of a step."""
-    if not layout.micro_batch_size:
-        return 1
-    return -(-batch_size // count_shares(layout) // layout.micro_batch_size)
 
 
 def _answer(job: Callable[[Program, Layout], Trace], program: Program, layout: Layout) -> Any:

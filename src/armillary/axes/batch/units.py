@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +12,7 @@ from armillary.axes.stages.balance import Stages, lay_out, stages_per_rank
 from armillary.spec import ModelGraph
 from armillary.spec.layouts import Layouts
 
+# Shapes: G parameters outside the blocks, L layouts
 Column = NDArray[np.float64]
 
 
@@ -53,11 +55,15 @@ def expert_units(graph: ModelGraph, layouts: Layouts) -> list[Unit]:
 def _saved_by_tensor(graph: ModelGraph, layouts: Layouts) -> dict[str, Column]:
     """Bytes that a rank holds less of each parameter along the tensor axis, by path."""
     degrees = layouts.degree("tensor")
-    return {
-        s.path: np.where(is_cut(s, degrees), s.parameter_bytes * (1.0 - 1.0 / degrees), 0.0)
-        for s in graph.splits
-        if s.parameter_bytes
-    }
+    saved: dict[tuple[int, str], Column] = {}  # the share, by all that it depends on
+    found = {}
+    for split in graph.splits:
+        if split.parameter_bytes:
+            alike = split.num_units, split.kind
+            if alike not in saved:
+                saved[alike] = np.where(is_cut(split, degrees), 1.0 - 1.0 / degrees, 0.0)
+            found[split.path] = split.parameter_bytes * saved[alike]
+    return found
 
 
 def _rest(graph: ModelGraph, layouts: Layouts, saved: Mapping[str, Column]) -> Unit:
@@ -67,19 +73,24 @@ def _rest(graph: ModelGraph, layouts: Layouts, saved: Mapping[str, Column]) -> U
     size = np.where(layouts.degree("expert") > 1, dense, graph.rest_bytes).astype(np.float64)
     size -= sum(saved[path] for path in saved if not f"{path}.".startswith(blocks))
     per_rank = (size > 0).astype(np.float64)
+    glue = [one for one in graph.glue if not f"{one.path}.".startswith(blocks)]
     whole = np.zeros(layouts.num_layouts)
-    sizes = {
-        glue: glue.parameter_bytes - saved.get(glue.path, whole)
-        for glue in graph.glue
-        if not f"{glue.path}.".startswith(blocks)
-    }
+    sizes_GL = np.zeros((len(glue), layouts.num_layouts))
+    for index, one in enumerate(glue):
+        sizes_GL[index] = one.parameter_bytes - saved.get(one.path, whole)
+    regions = tuple(one.regions for one in glue)
     for stages, rows in _pipelines(graph, layouts):
-        held = {glue: stages.holders(glue.regions) for glue in sizes}
-        num_units = len({stage for holders in held.values() for stage in holders})
-        total = sum(len(held[glue]) * sizes[glue][rows] for glue in sizes)
-        size[rows] = total / max(num_units, 1)
+        copies, num_units = _copies(stages, regions)
+        size[rows] = np.array(copies) @ sizes_GL[:, rows] / max(num_units, 1)
         per_rank[rows] = num_units / (max(stages.ranks) + 1)
     return Unit("", size, per_rank)
+
+
+@lru_cache(maxsize=1024)  # a search asks of the same stages grid by grid
+def _copies(stages: Stages, regions: tuple[tuple[int, ...], ...]) -> tuple[tuple[float, ...], int]:
+    """In how many stages each parameter is, by the regions that use it, and how many have any."""
+    held = [stages.holders(one) for one in regions]
+    return tuple(float(len(one)) for one in held), len({stage for one in held for stage in one})
 
 
 def _pipelines(graph: ModelGraph, layouts: Layouts) -> Iterator[tuple[Stages, NDArray[np.intp]]]:

@@ -4,8 +4,7 @@
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
-from typing import ClassVar
+from functools import cache, lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,24 +53,8 @@ def stages_per_rank(schedule: str, option: str) -> int:
 
 def lay_out(graph: ModelGraph, degree: int, schedule: str, per_rank: int) -> Stages | None:
     """The stages of `graph` on `degree` ranks, balanced; None if it cannot be cut so often."""
-    is_v_shaped = schedule in V_SHAPED
-    return _laid_out(*_Line.of(graph).numbers, degree, per_rank, is_v_shaped)
-
-
-@dataclass(slots=True)
-class _Line:
-    """The costs and cuts of the graph that was last asked about, since many layouts of one are."""
-
-    graph: ModelGraph
-    numbers: tuple[tuple[int, ...], tuple[int, ...]]
-    last: ClassVar["list[_Line]"] = []
-
-    @classmethod
-    def of(cls, graph: ModelGraph) -> "_Line":
-        """Those of `graph`."""
-        if not cls.last or cls.last[0].graph is not graph:
-            cls.last[:] = [cls(graph, (tuple(costs(graph)), tuple(cuts(graph))))]
-        return cls.last[0]
+    line = tuple(costs(graph)), tuple(cuts(graph))
+    return _laid_out(*line, degree, per_rank, schedule in V_SHAPED)
 
 
 @cache
@@ -148,7 +131,7 @@ class _Steps:
     ranks: NDArray[np.int64]
 
     @staticmethod
-    @cache
+    @lru_cache(maxsize=8)  # a search asks of a few graphs, again and again for more parts
     def of(costs: tuple[int, ...], cuts: tuple[int, ...]) -> "_Steps":
         """The divisions into one part."""
         ends = np.array([*cuts, len(costs)], dtype=np.int64)

@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from armillary.axes.stages.balance import Stages
+from armillary.axes.stages.fitting import fitting
 from armillary.axes.stages.line import Inputs, Line
 from armillary.axes.stages.stage import Part
 from armillary.spec import SpecError
@@ -16,8 +17,6 @@ if TYPE_CHECKING:
 COPIES = "_armillary_copies"
 """On a parameter: how many ranks of the pipeline hold it, where it is more than one."""
 PLAIN = (bool, int, float, str, type(None))
-FEW = {"1f1b": "gpipe", "dualpipev": "zbv"}
-UNEVEN = {"interleaved_1f1b": "looped_bfs", "interleaved_zero_bubble": "looped_bfs"}
 CLASSES = {
     "1f1b": "Schedule1F1B",
     "gpipe": "ScheduleGPipe",
@@ -167,12 +166,9 @@ class Driven:
 
     def fitting(self, num_micro_batches: int) -> str:
         """The schedule, or the like that takes so few or such a number of micro batches."""
-        if num_micro_batches < self.stages.num_stages and self.schedule in FEW:
-            return FEW[self.schedule]
-        rounds = max(1, num_micro_batches // self.group.size())
-        if num_micro_batches % rounds and self.schedule in UNEVEN:
-            return UNEVEN[self.schedule]
-        return self.schedule
+        degree = self.group.size()
+        per_rank = self.stages.num_stages // degree
+        return fitting(self.schedule, degree, per_rank, num_micro_batches)
 
     # -------------------------------------------------------------------------- evaluation
     def forward(self, *args: Any, **kwargs: Any) -> Any:

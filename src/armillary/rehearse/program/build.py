@@ -133,7 +133,7 @@ def build(case: Case, world: World, fake: FakeTensorMode) -> Program:
     batches = {size: _without_values(case.batch(size), fake) for size in {*case.sizes}}
     whole = None
     if _is_cut(case.layout):
-        admit(case.layout, graph)
+        admit(case.layout, graph, num_micro_batches=len(case.sizes))
         whole = _see(case, module, graph, runs, batches[max(case.sizes)], fake)
     module = make_parallel(module, graph, world, case.layout)
     with fake:

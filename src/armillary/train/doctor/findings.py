@@ -256,8 +256,12 @@ def network_used(used: str, facts: Sequence[Facts]) -> Check:
     if len(nodes) < 2:
         return Check(name=name, state=GOOD, found="one node: nothing leaves it")
     if used not in networks:
-        return Check(name=name, state=DOUBTFUL, found=f"the ranks meet on {used or 'loopback'}",
-                     fix="export MASTER_ADDR with the fabric's name of the first node")  # fmt: skip
+        return Check(
+            name=name,
+            state=DOUBTFUL,
+            found=f"the ranks meet on {used or 'loopback'}",
+            fix="export MASTER_ADDR with the fabric's name of the first node",
+        )
     rates = {one: rate for one, (_, rate) in networks.items() if rate > 0}
     best = max(rates, key=lambda one: rates[one], default="")
     found = f"{used}, {rates.get(used, 0.0) / 1e9:.3g} GB/s" if used in rates else used

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from armillary.spec.quantities import size
+
 if TYPE_CHECKING:
     from armillary.train.doctor.allocation import Examination
 
@@ -24,6 +26,8 @@ Store = Annotated[
     str, typer.Option(help="With --launcher: the store of the data: s3://..., https://...")
 ]
 Device = Annotated[str, typer.Option(help="With --launcher: auto, cpu, cuda, xpu or mps.")]
+OF_A_RUN = ("num_ranks", "threads_per_rank", "invocation")
+"""What a run's manifest says of its hardware besides; here there is no run."""
 TONES = {"good": "green", "doubtful": "yellow", "wrong": "red", "not tried": "dim"}
 
 
@@ -57,6 +61,7 @@ def doctor(
     from rich.table import Table
 
     table = Table(box=None, show_header=False)
+    found["hardware"] = {n: v for n, v in found["hardware"].items() if n not in OF_A_RUN}
     for topic, value in found.items():
         if topic != "missing":
             table.add_row(f"[bold]{topic.replace('_', ' ')}", escape(_in_words(value)))
@@ -113,9 +118,17 @@ def _amount(value: float, unit: str) -> str:
     return f"{value * 1e6:.3g} µ{unit}" if value < 1e-3 else f"{value * 1e3:.3g} m{unit}"
 
 
+def _title(name: str) -> str:
+    """A field's name to read; that of a variable stays as it is."""
+    return name if name.isupper() else name.removesuffix("_bytes").replace("_", " ")
+
+
 def _in_words(value: Any) -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{name} {_in_words(entry)}" for name, entry in value.items())
+        return ", ".join(
+            f"{_title(name)} {size(entry) if name.endswith('_bytes') else _in_words(entry)}"
+            for name, entry in value.items()
+        )
     if isinstance(value, list):
         return ", ".join(map(str, value)) or "none"
     if value is None or isinstance(value, bool):

@@ -7,10 +7,9 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from plotly.offline import get_plotlyjs
 
-from armillary.spec import write_atomically
+from armillary.spec import page, write_atomically
 from armillary.train.report import words
 from armillary.train.report.charts import (
     Chart,
@@ -49,16 +48,9 @@ def write_report(run_folder: Path) -> Path:
     for index, chart in enumerate([*learning, *speed, *figures]):
         chart["id"] = f"chart-{index}"
         charts.append({"id": chart["id"], "data": chart["data"], "layout": chart["layout"]})
-    loader = PackageLoader("armillary.train.report", ".")
-    page = Environment(
-        loader=loader,
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    ).get_template("page.html.jinja")
     short = summarise(record)
     text = page.render(
+        "armillary.train.report",
         short=short,
         head=_head(short),
         tiles=_tiles(short, record),
@@ -202,7 +194,8 @@ def _tables(record: Record) -> list[tuple[str, list[tuple[str, str]]]]:
     for name, section in manifest.items():
         if isinstance(section, dict) and section:
             tables.append((name.replace("_", " "), words.flat(section)))
-    return [(title, rows) for title, rows in tables if rows]
+    told = [(title, [row for row in rows if row[0] != "schema"]) for title, rows in tables]
+    return [(title, rows) for title, rows in told if rows]
 
 
 def _sources(record: Record) -> dict[str, str]:

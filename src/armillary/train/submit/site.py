@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 from armillary.machines import load
 from armillary.machines.sourced import pages
-from armillary.spec import Document, SpecError, nearest
+from armillary.spec import Document, SpecError, nearest, reason
 
 SITES = Path(__file__).parents[1] / "sites"
 CONDITIONS = ("", "container", "bare")
@@ -134,7 +134,7 @@ def read_site(word: str) -> Site:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise SpecError(
-            path.name, f"cannot be read: {error}", "a site is a TOML file", "mend the file"
+            path.name, f"cannot be read: {reason(error)}", "a site is a TOML file", "mend the file"
         ) from None
     site = Site.from_dict(values, path.stem)
     _check(site, path.stem)

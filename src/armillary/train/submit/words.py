@@ -105,7 +105,8 @@ def status(target: Target = None, jobs: Jobs = Path("jobs"), as_json: Json = Fal
     run = found.pop("run", None)
     for name, value in {**found, **(run or {})}.items():
         if value not in (None, ""):
-            typer.echo(f"{name.replace('_', ' '):12} {value}")
+            shown = f"{value:.6g}" if isinstance(value, float) else value
+            typer.echo(f"{name.replace('_', ' '):12} {shown}")
     if run is None:
         typer.echo("no run yet")
 
