@@ -5,6 +5,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from armillary.rehearse.comparing import rows, summary
 from armillary.rehearse.gantt import CLASSES, gantt
 from armillary.rehearse.memory import drawing
 from armillary.rehearse.rehearsing import Rehearsed
@@ -47,6 +48,8 @@ def render(found: Rehearsed, request: RehearsalRequest) -> str:
         changes=_changes(told),
         sliders=_sliders(found, request),
         memory=drawing(told, request.plan),
+        compared=summary(told),
+        differences=list(rows(told.differences)),
         json=told.to_json(),
     )
 

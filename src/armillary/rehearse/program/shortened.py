@@ -59,7 +59,7 @@ def shorts_of(runs: Iterable[Sequence[str]]) -> tuple[Short, ...]:
 
 
 def leave_out(module: nn.Module, shorts: Iterable[Short]) -> None:
-    """Have `module` without the blocks that are left out: in their places, what comes in goes on."""
+    """Take the blocks that are left out from `module`: in their places what comes in goes on."""
     for short in shorts:
         through = _Through()
         module.get_submodule(short.told_again).register_forward_hook(through.look)
