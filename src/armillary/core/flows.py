@@ -6,7 +6,7 @@ without one that is no larger falling (Bertsekas, Gallager, Data Networks, 1992,
 """
 
 # Shapes: F flows, L links, B bundles, E entries of a table
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -102,6 +102,15 @@ class Routes:
             num_bundles=self.num_bundles,
         )
 
+    def of_open(self, is_open: Mask) -> "Routes":
+        """The same with only the flows that are open and the bundles that they take."""
+        left = self.of_flows(is_open)
+        if not self.num_bundles:
+            return left
+        taken = np.zeros(self.num_links + self.num_bundles, np.bool_)
+        taken[left.direct.column] = True
+        return replace(left, bundles=self.bundles.of_rows(taken[self.num_links :]))
+
     def packed(self, capacity: Array) -> tuple["Routes", Array, Index]:
         """The same on the links that carry something, their capacities, and which these are."""
         used = np.zeros(self.num_links + self.num_bundles, np.bool_)
@@ -139,21 +148,25 @@ def max_min_rates(routes: Routes, capacity: Array, tolerance: float = 1e-9) -> A
     are nearly the tightest are filled too: then a rate may be lower by that share, and no link is
     ever overfull.
     """
-    packed, left = _binding(*routes.packed(np.asarray(capacity, np.float64))[:2])
-    rates = np.full(routes.num_flows, np.inf)
-    is_open = np.zeros(routes.num_flows, np.bool_)
+    return _fill(*_binding(*routes.packed(np.asarray(capacity, np.float64))[:2]), tolerance)
+
+
+def _fill(packed: Routes, left: Array, tolerance: float) -> Array:
+    """The rates on links that can be filled, of which `left` is free."""
+    rates = np.full(packed.num_flows, np.inf)
+    is_open = np.zeros(packed.num_flows, np.bool_)
     is_open[packed.direct.row] = True
     while packed.direct.row.size:
         load = packed.loads(is_open.astype(np.float64))
         level = np.full(left.size, np.inf)
         np.divide(left, load, out=level, where=load > 1e-12)
         every = np.append(level, packed.bundles.least(level, packed.num_bundles))
-        least = packed.direct.least(every, routes.num_flows)
+        least = packed.direct.least(every, packed.num_flows)
         settles = _settles(packed, every, least, tolerance)
         rates[settles] = least[settles]
         left = np.maximum(left - packed.loads(np.where(settles, least, 0.0)), 0.0)
         is_open &= ~settles
-        packed = packed.of_flows(is_open)
+        packed = packed.of_open(is_open)
     return rates
 
 
@@ -237,8 +250,9 @@ def play(
     left = np.asarray(amounts, np.float64).copy()
     finish_s, now = np.zeros(num), 0.0
     active = clock.started()
+    bound = _Bound(routes, capacity)
     while active.any():
-        rates = max_min_rates(routes.of_flows(active), capacity, tolerance / 10.0)
+        rates = bound.rates(active, tolerance / 10.0)
         ends = np.full(num, np.inf)
         ends[active] = np.where(left[active] > 0, left[active] / rates[active], 0.0)
         first = float(ends.min())
@@ -252,6 +266,26 @@ def play(
     carried = np.zeros(whole.num_links)
     carried[used] = routes.loads(np.asarray(amounts, np.float64))
     return Played(finish_s=finish_s, carried=carried)
+
+
+class _Bound:
+    """Routes without the links that a set of flows could not fill: nor could any part of them.
+
+    So the links are gone through anew only where flows start, or when half of them have ended.
+    """
+
+    def __init__(self, routes: Routes, capacity: Array) -> None:
+        self.routes, self.capacity = routes, capacity
+        self.of = np.zeros(routes.num_flows, np.bool_)
+        self.bound = routes, capacity
+
+    def rates(self, active: Mask, tolerance: float) -> Array:
+        """Max-min fair rates of the `active` flows; infinite for the others."""
+        if (active & ~self.of).any() or 2 * active.sum() < self.of.sum():
+            self.of = active.copy()
+            self.bound = _binding(*self.routes.of_flows(active).packed(self.capacity)[:2])
+        bound, left = self.bound
+        return _fill(bound.of_open(active), left, tolerance)
 
 
 class _Turns:
