@@ -64,7 +64,7 @@ def _buckets(model: Any) -> int:
     state: Any = replicate.state(model)
     if getattr(state, "_ddp", None) is None:
         return 0
-    sizes = state._ddp._get_ddp_logging_data()["rebuilt_bucket_sizes"]
+    sizes = state._ddp._get_ddp_logging_data()["bucket_sizes"]
     return sum(int(size) for size in str(sizes).split(","))
 
 
