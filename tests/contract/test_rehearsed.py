@@ -15,7 +15,9 @@ from armillary.axes import discover
 from armillary.models import read
 from armillary.rehearse.program import differences, ranks_that_differ, record
 from armillary.rehearse.program.plans import check_machine, check_model
-from armillary.rehearse.program.repeats import read_folded
+from armillary.rehearse.program.repeats import CannotFold, read_folded
+from armillary.rehearse.program.shortened import Short, told_again
+from armillary.rehearse.program.sums import Part, Sum
 from armillary.spec import Candidate, Layout, Plan, SpecError
 from armillary.spec.record import Record
 from armillary.step.recipe import Recipe, load_recipe
@@ -80,26 +82,42 @@ def test_a_difference_is_told_with_its_module() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "words"),
+    ("name", "num_layers", "words", "rank"),
     [
-        ("gpt", "data=2,sharded=2,tensor=2,micro_batch_size=2"),
-        ("gpt", "sharded=4,recompute=full"),
-        ("gpt", "pipeline=2,sharded=2,micro_batch_size=2"),
-        ("moe", "expert=2,sharded=2"),
+        ("gpt", 9, "data=2,sharded=2,tensor=2,micro_batch_size=2", 1),
+        ("gpt", 8, "sharded=4,sharded.prefetch=2,recompute=full", 1),
+        ("gpt", 5, "data=2,micro_batch_size=8", 1),
+        ("gpt", 10, "pipeline=2,sharded=2,micro_batch_size=2", 1),
+        ("gpt", 12, "pipeline=4,data=2,micro_batch_size=1", 3),
+        ("moe", 8, "expert=2,sharded=2", 1),
     ],
 )
-def test_folded_equals_unfolded(name: str, words: str) -> None:
-    """Equal blocks and micro batches that stand in for each other change nothing of a record."""
-    recipe = load_recipe(name, {"num_layers": "10" if "pipeline" in words else "5"})
+def test_folded_equals_unfolded(name: str, num_layers: int, words: str, rank: int) -> None:
+    """Equal blocks that are not built or stand in, and equal micro batches, change nothing of a
+    record.
+    """
+    recipe = load_recipe(name, {"num_layers": str(num_layers)})
     layout = Layout.parse(words)
     folded, whole = (
-        record(recipe, layout, 1, global_batch_size=BATCH_SIZE, fold=fold) for fold in (True, False)
+        record(recipe, layout, rank, global_batch_size=BATCH_SIZE, fold=fold)
+        for fold in (True, False)
     )
     assert folded.num_folded > 0 and whole.num_folded == 0
     assert folded.peak == whole.peak and folded.most == whole.most
+    assert folded.peak_at == whole.peak_at
     assert folded.flops_by_phase == whole.flops_by_phase
     as_set = [sorted(map(str, found.collectives)) for found in (folded, whole)]
     assert as_set[0] == as_set[1]
+
+
+def test_a_run_is_not_told_by_a_block_that_does_otherwise() -> None:
+    """What two blocks in the middle did must be the same, or the run is not built short."""
+    short = Short(tuple(f"blocks.{i}" for i in range(9)))
+    parts = [Part(path, Sum(flops=1)) for path in short.kept]
+    assert [part.path for part in told_again(parts, short)] == list(short.paths)
+    parts[3] = Part(short.kept[3], Sum(flops=2))
+    with pytest.raises(CannotFold):
+        told_again(parts, short)
 
 
 def test_a_graph_read_folded_is_the_whole_graph() -> None:
@@ -124,23 +142,19 @@ def test_a_graph_read_folded_is_the_whole_graph() -> None:
         ("gpt", ""),
         ("moe", "recompute=full"),
         ("gpt", "sharded=2,micro_batch_size=2"),
+        ("gpt", "data=2"),
         ("gpt", "pipeline=2,micro_batch_size=2"),
         ("gpt", "tensor=2"),
     ],
 )
 def test_memory_is_what_a_real_step_takes(ranks: Ranks, name: str, words: str) -> None:
-    """The peak within 5 % of the most that torch's allocator counts in a step on real ranks.
-
-    Not so for ranks that shard: a real step holds 7 to 13 % more than the record says, on an idle
-    machine too. The gap is 2 to 4 gathered blocks, which FSDP2 has not given back yet.
-    """
-    late = 0.15 if "sharded" in words else 0.05
+    """The peak within 5 % of the most that torch's allocator counts in a step on real ranks."""
     options = {"hidden_size": "128", "num_layers": "4"}
     layout = Layout.parse(words)
     real = ranks.run(layout.num_ranks, allocated, name, options, words, 8)
     for rank in {0, layout.num_ranks - 1}:
         found = record(load_recipe(name, options), layout, rank, global_batch_size=8)
-        assert (1 - late) * real[rank] <= found.peak_bytes <= 1.05 * real[rank]
+        assert 0.95 * real[rank] <= found.peak_bytes <= 1.05 * real[rank]
 
 
 def test_uneven_shards_are_ranks_that_differ() -> None:

@@ -108,11 +108,11 @@ def test_a_torn_plan_and_a_folder_that_is_not_there_are_told(plan: Plan, tmp_pat
 
 def test_a_schedule_that_nobody_plays_is_told(plan: Plan, tmp_path: Path) -> None:
     assert plan.workload is not None
-    odd = replace(plan, workload=replace(plan.workload, schedule="v_half"))
+    odd = replace(plan, workload=replace(plan.workload, schedule="v_full"))
     path = tmp_path / "plan.json"
     odd.write(path)
     done = CliRunner().invoke(app, ["rehearse", str(path), "--no-flows"])
-    assert isinstance(done.exception, SpecError) and "v_half" in done.exception.found
+    assert isinstance(done.exception, SpecError) and "v_full" in done.exception.found
 
 
 def test_jitter_in_words() -> None:

@@ -117,6 +117,33 @@ def test_what_torch_lacks_waits_for_the_first_filling_alone() -> None:
     assert played(orders, degree, passes, 1) == micro * passes.total_s + degree - 1
 
 
+@pytest.mark.parametrize("degree", [1, 2, 3, 4, 6, 8, 16])
+def test_v_half_takes_and_keeps_what_is_priced(degree: int) -> None:
+    """Of equal passes: every pass once, the steady state without a gap, a filling and draining
+    within a third of the form, and at most a half of a micro batch more kept.
+    """
+    of_micro = {}
+    for micro in (3 * degree, 4 * degree):
+        orders = events.orders("v_half", degree, 2, micro)
+        passes = Passes(forward_s=1.0, backward_input_s=1.0, backward_weight_s=1.0)
+        of_micro[micro] = played(orders, 2 * degree, passes, 2) - micro * passes.total_s
+        kept = max(most_kept(order) for order in orders) / 2
+        priced = pipeline.kept_micro_batches("v_half", degree, 2, micro)
+        assert kept <= float(priced) + 0.5
+        runs = {run for order in orders for run in order}
+        assert len(runs) == sum(map(len, orders)) == 6 * degree * micro
+    first, last = of_micro.values()
+    assert first == pytest.approx(last)
+    closed = float(pipeline.idle_passes_s("v_half", degree, 2, passes))
+    assert closed <= last <= 4 / 3 * closed
+
+
+def most_kept(order: events.Order) -> int:
+    """How many passes of a rank wait for their gradients of parameters at once."""
+    steps = [{"F": 1, "W": -1}.get(run.kind, 0) for run in order]
+    return max(np.cumsum(steps))
+
+
 @given(st.integers(2, 6), st.integers(2, 4), st.floats(1.0, 3.0), st.integers(0, 5))
 @settings(max_examples=20, deadline=None)
 def test_a_dear_stage_sets_the_pace(degree: int, rounds: int, dearer: float, place: int) -> None:

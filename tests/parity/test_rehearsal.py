@@ -99,7 +99,9 @@ def test_tasks_that_wait_for_each_other_are_told() -> None:
         play(tasks)
 
 
-@pytest.mark.parametrize("schedule", ["1f1b", "gpipe", "interleaved_1f1b", "zbv", "dualpipev"])
+@pytest.mark.parametrize(
+    "schedule", ["1f1b", "gpipe", "interleaved_1f1b", "zbv", "dualpipev", "v_half"]
+)
 @pytest.mark.parametrize("degrees", [(2, 2, 4), (4, 2, 2), (2, 8, 1), (2, 1, 8)])
 @pytest.mark.parametrize("name", ["polaris", "alps"])
 def test_a_folded_step_is_the_expanded_one(

@@ -154,6 +154,29 @@ def test_the_page_answers_in_a_browser(plan: Path, tmp_path: Path) -> None:
     assert before != after and change.endswith("less than rehearsed")
 
 
+@pytest.mark.slow
+def test_a_ranks_program_is_held_against_the_plan(tmp_path: Path) -> None:
+    """What is otherwise comes as a table, with the module that causes it: here what pipeline and
+    tensor ranks send in float32, where the axes tell of the layout's 16 bits.
+    """
+    plan, page = tmp_path / "plan.json", tmp_path / "page.html"
+    fix = "pipeline=2,tensor=2,micro_batch_size=2,precision=bfloat16"
+    armillary(
+        *("plan", "gpt", "--machine", "polaris", "--devices", "4", "--batch", "8"),
+        *("--fix", fix, "--out", str(plan), "-q"),
+    )
+    words = ("rehearse", str(plan), "--rank", "1", "--samples", "0", "--no-flows")
+    told = Rehearsal.from_json(armillary(*words, "--json"))
+    assert told.record is not None and told.record.rank == 1
+    assert told.compared_ranks[0] == 0 and len(told.compared_ranks) > 1
+    within = [one for one in told.differences if one.module == "blocks.0"]
+    assert {one.kind for one in within} >= {"all_reduce along tensor"}
+    said = armillary(*words, "--html", str(page))
+    for shown in (said, page.read_text()):
+        assert "all_reduce along tensor" in shown and "blocks.0" in shown
+        assert f"{100 * (within[0].recorded / within[0].planned - 1):+.1f} %" in shown
+
+
 def test_the_trace_is_one_that_viewers_read(plan: Path, tmp_path: Path) -> None:
     trace = tmp_path / "trace.json"
     armillary("rehearse", str(plan), "--trace", str(trace), "--samples", "0", "-q")

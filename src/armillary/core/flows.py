@@ -6,7 +6,7 @@ without one that is no larger falling (Bertsekas, Gallager, Data Networks, 1992,
 """
 
 # Shapes: F flows, L links, B bundles, E entries of a table
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -102,6 +102,15 @@ class Routes:
             num_bundles=self.num_bundles,
         )
 
+    def of_open(self, is_open: Mask) -> "Routes":
+        """The same with only the flows that are open and the bundles that they take."""
+        left = self.of_flows(is_open)
+        if not self.num_bundles:
+            return left
+        taken = np.zeros(self.num_links + self.num_bundles, np.bool_)
+        taken[left.direct.column] = True
+        return replace(left, bundles=self.bundles.of_rows(taken[self.num_links :]))
+
     def packed(self, capacity: Array) -> tuple["Routes", Array, Index]:
         """The same on the links that carry something, their capacities, and which these are."""
         used = np.zeros(self.num_links + self.num_bundles, np.bool_)
@@ -139,21 +148,25 @@ def max_min_rates(routes: Routes, capacity: Array, tolerance: float = 1e-9) -> A
     are nearly the tightest are filled too: then a rate may be lower by that share, and no link is
     ever overfull.
     """
-    packed, left = _binding(*routes.packed(np.asarray(capacity, np.float64))[:2])
-    rates = np.full(routes.num_flows, np.inf)
-    is_open = np.zeros(routes.num_flows, np.bool_)
+    return _fill(*_binding(*routes.packed(np.asarray(capacity, np.float64))[:2]), tolerance)
+
+
+def _fill(packed: Routes, left: Array, tolerance: float) -> Array:
+    """The rates on links that can be filled, of which `left` is free."""
+    rates = np.full(packed.num_flows, np.inf)
+    is_open = np.zeros(packed.num_flows, np.bool_)
     is_open[packed.direct.row] = True
     while packed.direct.row.size:
         load = packed.loads(is_open.astype(np.float64))
         level = np.full(left.size, np.inf)
         np.divide(left, load, out=level, where=load > 1e-12)
         every = np.append(level, packed.bundles.least(level, packed.num_bundles))
-        least = packed.direct.least(every, routes.num_flows)
+        least = packed.direct.least(every, packed.num_flows)
         settles = _settles(packed, every, least, tolerance)
         rates[settles] = least[settles]
         left = np.maximum(left - packed.loads(np.where(settles, least, 0.0)), 0.0)
         is_open &= ~settles
-        packed = packed.of_flows(is_open)
+        packed = packed.of_open(is_open)
     return rates
 
 
@@ -237,21 +250,58 @@ def play(
     left = np.asarray(amounts, np.float64).copy()
     finish_s, now = np.zeros(num), 0.0
     active = clock.started()
-    while active.any():
-        rates = max_min_rates(routes.of_flows(active), capacity, tolerance / 10.0)
-        ends = np.full(num, np.inf)
-        ends[active] = np.where(left[active] > 0, left[active] / rates[active], 0.0)
+    bound = _Bound(routes, capacity)
+    while active.size:
+        rates = bound.rates(active, tolerance / 10.0)
+        remains = left[active]
+        ends = np.divide(remains, rates, out=np.zeros(active.size), where=remains > 0)
         first = float(ends.min())
         done = ends <= first + tolerance * (now + first)
         last = float(ends[done].max())
-        finish_s[done] = now + ends[done]
-        goes_on = active & ~done
-        left[goes_on] -= rates[goes_on] * last
+        finish_s[active[done]] = now + ends[done]
+        goes_on = active[~done]
+        left[goes_on] -= rates[~done] * last
         now += last
-        active = clock.after(active, done)
+        active = np.concatenate([goes_on, clock.after(active[done])])
     carried = np.zeros(whole.num_links)
     carried[used] = routes.loads(np.asarray(amounts, np.float64))
     return Played(finish_s=finish_s, carried=carried)
+
+
+class _Bound:
+    """Routes without the links that a set of flows could not fill: nor could any part of them.
+
+    So the links are gone through anew only where flows start, or when half of them have ended.
+    """
+
+    def __init__(self, routes: Routes, capacity: Array) -> None:
+        self.routes, self.capacity = routes, capacity
+        self.count = np.bincount(routes.direct.row, minlength=routes.num_flows)
+        self.begin = np.cumsum(self.count) - self.count
+        self.flows = np.zeros(0, np.int64)
+        self.place = np.full(routes.num_flows, -1)
+        self.bound = routes, capacity
+
+    def rates(self, flows: Index, tolerance: float) -> Array:
+        """Max-min fair rates of `flows`, which share the links with no others."""
+        if 2 * flows.size < self.flows.size or (self.place[flows] < 0).any():
+            self.place[self.flows] = -1
+            self.flows = flows
+            self.place[flows] = np.arange(flows.size)
+            self.bound = _binding(*self._of(flows).packed(self.capacity)[:2])
+        bound, left = self.bound
+        at = self.place[flows]
+        is_open = np.zeros(self.flows.size, np.bool_)
+        is_open[at] = True
+        return np.asarray(_fill(bound.of_open(is_open), left, tolerance)[at], np.float64)
+
+    def _of(self, flows: Index) -> Routes:
+        """The routes of these flows alone, numbered in their order."""
+        count, at = self.count[flows], self.routes.direct
+        entry = _spans(self.begin[flows], count)
+        row = np.repeat(np.arange(flows.size), count)
+        direct = Table(row=row, column=at.column[entry], share=at.share[entry])
+        return replace(self.routes, num_flows=flows.size, direct=direct)
 
 
 class _Turns:
@@ -260,28 +310,29 @@ class _Turns:
     def __init__(self, teams: Index, turns: Index) -> None:
         self.num_turns = int(turns.max(initial=0)) + 1
         self.key = teams * self.num_turns + turns
-        self.teams, self.turns = teams, turns
         num_teams = int(teams.max(initial=-1)) + 1
-        self.open = np.bincount(self.key, minlength=num_teams * self.num_turns)
-        self.at = np.zeros(num_teams, np.int64)
-        self._skip()
+        self.order = np.argsort(self.key, kind="stable")
+        self.count = np.bincount(self.key, minlength=num_teams * self.num_turns)
+        self.begin = np.cumsum(self.count) - self.count
+        self.open = self.count.copy()
+        self.at = np.full(num_teams, -1)
 
-    def started(self) -> Mask:
-        """The flows of the first turn of each team."""
-        return np.asarray(self.turns == self.at[self.teams])
-
-    def after(self, active: Mask, done: Mask) -> Mask:
-        """The flows that send once those which are `done` have ended."""
-        self.open -= np.bincount(self.key[done], minlength=self.open.size)
-        before = self.at.copy()
-        self._skip()
-        moved = self.at != before
-        active = active & ~done
-        if moved.any():
-            active |= moved[self.teams] & self.started()
-        return active
-
-    def _skip(self) -> None:
-        """Move each team to its first turn with flows that have not ended."""
+    def started(self) -> Index:
+        """The flows whose turn has come since this was last asked."""
         still = self.open.reshape(-1, self.num_turns) > 0
-        self.at = np.where(still.any(axis=1), still.argmax(axis=1), self.num_turns)
+        at = np.where(still.any(axis=1), still.argmax(axis=1), self.num_turns)
+        moved = np.flatnonzero((at != self.at) & (at < self.num_turns))
+        self.at = at
+        key = moved * self.num_turns + at[moved]
+        return np.asarray(self.order[_spans(self.begin[key], self.count[key])], np.int64)
+
+    def after(self, done: Index) -> Index:
+        """The flows that start once those which are `done` have ended."""
+        self.open -= np.bincount(self.key[done], minlength=self.open.size)
+        return self.started()
+
+
+def _spans(begin: Index, count: Index) -> Index:
+    """The numbers from each `begin` on, `count` of each, one after another."""
+    jump = np.repeat(begin - (np.cumsum(count) - count), count)
+    return np.asarray(jump + np.arange(jump.size), np.int64)

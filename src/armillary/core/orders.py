@@ -1,15 +1,17 @@
 """The order in which each rank of a pipeline runs its passes, by schedule.
 
 Those of torch (torch.distributed.pipelining.schedules) are as torch issues them, which a test
-compares; `zb_h2`, which torch does not have, is made by running whatever is ready.
+compares. torch has no `zb_h2`, which is made by running whatever is ready, and no `v_half`, which
+is one pattern of a micro batch's passes over and over.
 """
 
 # Shapes: p ranks, v stages a rank, m micro batches
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 FORWARD, BACKWARD, INPUT, WEIGHT = "F", "B", "I", "W"
-V_SHAPED = ("zbv", "dualpipev")
+V_SHAPED = ("zbv", "dualpipev", "v_half")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,11 +33,13 @@ def orders(schedule: str, degree: int, stages_per_rank: int, num_micro_batches: 
     Raises: `KeyError` for a schedule that there is not.
     Source: Narayanan et al. 2021, arXiv 2104.04473, figures 3 and 4; Lamy-Poirier 2022,
     arXiv 2211.05953 (breadth first); Qi et al. 2023, arXiv 2401.10241, figures 3 and 7, and 2024,
-    arXiv 2405.15362 (zero bubble, V shapes); DualPipeV, arXiv 2412.19437, appendix.
+    arXiv 2405.15362 (zero bubble, V shapes, v_half); DualPipeV, arXiv 2412.19437, appendix.
     """
     p, v, m = degree, stages_per_rank, num_micro_batches
     if schedule == "zb_h2":
         return _as_ready(p, m)
+    if schedule == "v_half":
+        return _in_a_pattern(p, m)
     made: dict[str, Callable[[int, int, int, int], Order]] = {
         "gpipe": _gpipe,
         "1f1b": _one_ahead,
@@ -241,3 +245,60 @@ def _next_ready(
         if needed is None or needed in done:
             return Run(kind, rank, k)
     return None
+
+
+# -------------------------------------------------------------------------------------- a pattern
+PERIOD = 6
+"""Passes of one micro batch on a rank: F, I and W of two stages, all taken to be equally long."""
+AHEAD, BEHIND = 1, 2
+"""From rank to rank the first stages' F and the last ones' I follow after one pass, the last ones'
+F and the first ones' I after two: over the V a micro batch is kept for 6 passes a rank, of which
+`PERIOD` are its own, so that there are p half micro batches at once, half of what 1F1B keeps.
+
+Source: Qi et al. 2024, arXiv 2405.15362, section 3 (building blocks; lifespan over interval).
+"""
+
+
+def _in_a_pattern(p: int, m: int) -> list[Order]:
+    """V-Half: a micro batch every `PERIOD` passes, each where the pattern of its rank has it.
+
+    With passes of other lengths the order is the same, and ranks wait in the middle too.
+    """
+    found = []
+    for rank, (f0, f1, i1, i0) in enumerate(_pattern(p)):
+        free = sorted({*range(PERIOD)} - {at % PERIOD for at in (f0, f1, i1, i0)})
+        w1, w0 = min(
+            ((_from(i1 + 1, one), _from(i0 + 1, other)) for one, other in (free, free[::-1])),
+            key=sum,
+        )
+        down, up = rank, 2 * p - 1 - rank
+        passes = [
+            *((f0, FORWARD, down), (f1, FORWARD, up)),
+            *((i1, INPUT, up), (w1, WEIGHT, up), (i0, INPUT, down), (w0, WEIGHT, down)),
+        ]
+        timed = [(at + PERIOD * k, Run(kind, s, k)) for k in range(m) for at, kind, s in passes]
+        found.append([run for _, run in sorted(timed, key=lambda one: one[0])])
+    return list(found)
+
+
+def _pattern(p: int) -> list[tuple[int, int, int, int]]:
+    """When each rank begins F of its two stages and I of its two, last stage first; no two of a
+    rank at once, with the shortest stops where the V turns.
+    """
+    across = (AHEAD + BEHIND) * (p - 1)
+    for stops in sorted(product(range(1, PERIOD + 1), repeat=3), key=sum):
+        top = across + stops[0] + stops[1]  # I of the last stage, on the first rank
+        found = []
+        for rank in range(p):
+            rest = p - 1 - rank
+            f1 = AHEAD * (p - 1) + stops[0] + BEHIND * rest
+            i0 = top + AHEAD * (p - 1) + stops[2] + BEHIND * rest
+            found.append((AHEAD * rank, f1, top + AHEAD * rank, i0))
+        if all(len({at % PERIOD for at in starts}) == len(starts) for starts in found):
+            return found
+    raise AssertionError(f"no pattern for {p} ranks")
+
+
+def _from(earliest: int, place: int) -> int:
+    """The first time from `earliest` on that is at `place` of a period."""
+    return earliest + (place - earliest) % PERIOD

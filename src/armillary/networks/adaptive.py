@@ -34,6 +34,8 @@ def adaptive_ways(pairs: Index, offered: Array, num_units: int, seed: int, all_l
         every = np.arange(pairs.size)
         return Ways(trip=every, link=link, share=short)
     row, third, part = _third_units(pairs, offered, rows, k, seed)
+    order = np.argsort(row, kind="stable")
+    row, third, part = row[order], third[order], part[order]
     base = pairs // (k * k) * (k * k)
     out = base[row] + pairs[row] // k % k * k + third
     into = base[row] + third * k + pairs[row] % k
@@ -59,16 +61,19 @@ def _third_units(
     load = np.bincount(pairs, offered, (int(pairs.max()) // (k * k) + 1) * k * k)
     spare = np.maximum(1.0 - load, LEAST_SPARE).reshape(-1, k, k)
     above, source, target = pairs[rows] // (k * k), pairs[rows] // k % k, pairs[rows] % k
-    weight = np.minimum(spare[above, source], spare[above, :, target])
+    into = np.ascontiguousarray(spare.transpose(0, 2, 1))
+    weight = np.minimum(spare[above, source], into[above, target])
     every = np.arange(rows.size)
     weight[every, source] = weight[every, target] = 0.0
     weight /= weight.sum(axis=1, keepdims=True)
     num = np.maximum(np.ceil(4.0 * offered[rows]), 4).astype(np.int64)
     is_all = 4 * num > k - 2
-    at, third = np.nonzero(weight * is_all[:, None])
     few = np.flatnonzero(~is_all)
+    of_all = weight if not few.size else weight[is_all]
+    at, third = np.nonzero(of_all)
+    part, at = of_all[at, third], rows[is_all][at]
     if not few.size:
-        return rows[at], third, weight[at, third]
+        return at, third, part
     # Evenly spaced draws from the weights laid end to end, all pairs in one line.
     line = (np.cumsum(weight[few], axis=1) + np.arange(few.size)[:, None]).reshape(-1)
     num = num[few]
@@ -79,9 +84,9 @@ def _third_units(
     drawn = np.minimum((nth + begin[which]) / num[which], 1.0 - 1e-9)
     some = np.searchsorted(line, which + drawn, side="right") % k
     return (
-        np.concatenate([rows[at], rows[few[which]]]),
+        np.concatenate([at, rows[few[which]]]),
         np.concatenate([third, some]),
-        np.concatenate([weight[at, third], 1.0 / num[which]]),
+        np.concatenate([part, 1.0 / num[which]]),
     )
 
 
@@ -99,16 +104,20 @@ def _even(
     always = np.asarray(np.bincount(pairs, offered, size), np.float64)
     always[pairs[rows]] = 0.0
     at, sent = pairs[rows], offered[rows]
+    first = np.flatnonzero(np.diff(row, prepend=-1))  # of each of `rows`, which are all in `row`
+    each = np.diff(first, append=row.size)
     for _ in range(ROUNDS):
-        long = ((1.0 - short) * offered)[row] * part
+        long = np.repeat((1.0 - short[rows]) * sent, each) * part
         load: Array = always + np.bincount(out, long, size) + np.bincount(into, long, size)
         load[at] += short[rows] * sent
-        fuller = np.maximum(load[out], load[into])
-        found = np.bincount(row, fuller * part, pairs.size)
-        part = part * np.sqrt(np.maximum(found[row], 1e-3) / np.maximum(fuller, 1e-3))
-        part = part / np.bincount(row, part, pairs.size)[row]
+        root = np.sqrt(np.maximum(load, 1e-3))
+        fuller = np.maximum(root[out], root[into])
         if not is_fixed:
-            direct, mean = load[at], found[rows]
+            direct, mean = load[at], np.add.reduceat(fuller * fuller * part, first)
             gap = 0.5 * (direct - np.where(direct > 1.0, np.maximum(mean, 1.0), 1.0))
+        # A way is taken less by the root of how full it is, beside the others of its pair.
+        part = part / fuller
+        part *= np.repeat(1.0 / np.add.reduceat(part, first), each)
+        if not is_fixed:
             short[rows] = np.clip(short[rows] - gap / sent, 0.0, 1.0)
     return short, part

@@ -1,7 +1,7 @@
 """The links that flows take through all levels of a machine."""
 
 # Shapes: F flows, T trips of flows, L links
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -92,16 +92,14 @@ def _offered(fabric: Fabric, sending: Sending, ports: list[Entries]) -> Array:
     used[table.column] = True
     number = np.cumsum(used) - 1
     capacity, column = fabric.capacity[used], number[table.column]
-    found = np.zeros(sending.num_flows)
-    for turn in range(int(sending.turn.max(initial=0)) + 1):
-        now = sending.turn[table.row] == turn
-        row, port = table.row[now], column[now]
-        load = np.bincount(port, table.share[now], capacity.size)
-        level = np.full(capacity.size, np.inf)
-        np.divide(capacity, load, out=level, where=load > 0)
-        rates = Table(row=row, column=port, share=table.share[now]).least(level, found.size)
-        found = np.where(np.isfinite(rates), rates, found)
-    return found
+    if sending.turn.any():  # ports of one turn after those of another
+        column += sending.turn[table.row] * capacity.size
+        capacity = np.tile(capacity, int(sending.turn.max()) + 1)
+    load = np.bincount(column, table.share, capacity.size)
+    level = np.full(capacity.size, np.inf)
+    np.divide(capacity, load, out=level, where=load > 0)
+    found = replace(table, column=column).least(level, sending.num_flows)
+    return np.where(np.isfinite(found), found, 0.0)
 
 
 def _crowds_offer(sending: Sending, offered: Array) -> Array:

@@ -110,7 +110,7 @@ def rehearse(
 def _played(plan: Path, given: dict[str, Any]) -> tuple[Any, Any]:
     """The rehearsal that the options ask for, and its request."""
     from armillary.rehearse.request import RehearsalWords, check_rank, rehearsal_request
-    from armillary.rehearse.running import Telling, program_of, run
+    from armillary.rehearse.running import Telling, programs_of, run
 
     given["slow_device"] = tuple(given["slow_device"] or ())
     given["slow_link"] = tuple(given["slow_link"] or ())
@@ -120,11 +120,11 @@ def _played(plan: Path, given: dict[str, Any]) -> tuple[Any, Any]:
     rank = given["rank"]
     check_rank(rank, request.plan)
     telling = Telling(quiet=given["quiet"] or given["as_json"])
-    record = None
+    programs = None
     if rank is not None:
         options = parse_assignments(given["options"] or [], "--set")
-        record = program_of(request.plan, rank, given["recipe"], options, given["data"], telling)
-    return run(request, record, telling), request
+        programs = programs_of(request.plan, rank, given["recipe"], options, given["data"], telling)
+    return run(request, programs, telling), request
 
 
 def _write(

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from armillary.rehearse.comparing import rows, summary
 from armillary.rehearse.gantt import CLASSES, gantt
 from armillary.rehearse.memory import drawing
 from armillary.rehearse.rehearsing import Rehearsed
@@ -39,6 +40,8 @@ def render(found: Rehearsed, request: RehearsalRequest) -> str:
         changes=_changes(told),
         sliders=_sliders(found, request),
         memory=drawing(told, request.plan),
+        compared=summary(told),
+        differences=list(rows(told.differences)),
         json=told.to_json(),
     )
 

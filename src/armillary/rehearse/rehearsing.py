@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import prod
 
 import numpy as np
@@ -189,11 +189,3 @@ def _endurance(
         closed_form=float(closed),
         num_steps=int(middle * wanted.days * 86400.0 / each_s),
     )
-
-
-def with_record(rehearsed: Rehearsed, record: object) -> Rehearsed:
-    """The same with the program of one rank."""
-    from armillary.spec.record import Record
-
-    assert isinstance(record, Record)
-    return replace(rehearsed, rehearsal=replace(rehearsed.rehearsal, record=record))

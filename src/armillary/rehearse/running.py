@@ -2,17 +2,18 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from armillary.rehearse.rehearsing import Progress, Rehearsed, rehearse, with_record
+from armillary.rehearse.rehearsing import Progress, Rehearsed, rehearse
 from armillary.rehearse.request import RehearsalRequest
 from armillary.spec import Plan, SpecError
 
 if TYPE_CHECKING:
-    from armillary.spec.record import Record
+    from armillary.spec.record import Difference, Record
 
 
 class Telling:
@@ -31,22 +32,42 @@ class Telling:
             yield lambda words: status.update(f"rehearsing: {words}")
 
 
-def run(request: RehearsalRequest, record: "Record | None", telling: Telling) -> Rehearsed:
-    """The rehearsal that is asked for, with the record of a rank if there is one."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Programs:
+    """The record of the rank that is asked for; what records of `ranks`, one of every kind, have
+    otherwise than the axes tell.
+    """
+
+    record: "Record"
+    ranks: tuple[int, ...]
+    differences: "tuple[Difference, ...]"
+
+
+def run(request: RehearsalRequest, programs: Programs | None, telling: Telling) -> Rehearsed:
+    """The rehearsal that is asked for, with the programs of ranks if there are some."""
     with telling.working("rehearsing") as progress:
         found = rehearse(request.plan, request.workload, request.machine, request.wanted, progress)
-    return with_record(found, record) if record is not None else found
+    if programs is None:
+        return found
+    told = replace(
+        found.rehearsal,
+        record=programs.record,
+        compared_ranks=programs.ranks,
+        differences=programs.differences,
+    )
+    return replace(found, rehearsal=told)
 
 
-def program_of(
+def programs_of(
     plan: Plan,
     rank: int,
     recipe: str,
     options: Mapping[str, str],
     data: Path | None,
     telling: Telling,
-) -> "Record":
-    """The program of one rank of the plan, built and run once on fake devices.
+) -> Programs:
+    """The program of one rank of the plan, built and run once on fake devices, and those of a rank
+    of every kind, held against what the axes tell of all.
 
     Raises: `SpecError` if the plan is of no recipe, or its program cannot run so.
     """
@@ -58,10 +79,22 @@ def program_of(
             "a rank's program is built from a recipe; a family has sizes alone",
             "plan a recipe, or name one: --recipe my_case.py",
         )
-    from armillary.rehearse.program import record
+    from armillary.rehearse.program import differences, ranks_that_differ, record
     from armillary.step.recipe import load_recipe
 
     chosen = dict(options) | ({"path": str(data.resolve())} if data is not None else {})
-    with telling.working(f"the program of rank {rank:,}"):
-        found: Record = record(load_recipe(named, chosen), plan, rank)
-    return found
+    case = load_recipe(named, chosen)
+    with telling.working(f"the program of rank {rank:,}") as progress:
+        own: Record = record(case, plan, rank)
+        records = []
+        for kind in ranks_that_differ(case, plan):
+            progress(f"the program of rank {kind.rank:,} ({kind.reason})")
+            is_own = kind.rank == rank and kind.load == 1.0
+            found = own if is_own else record(case, plan, kind.rank, load=kind.load)
+            records.append(replace(found, num_stands_for=kind.num_ranks, reason=kind.reason))
+        progress("what the axes tell")
+        return Programs(
+            record=own,
+            ranks=tuple(one.rank for one in records),
+            differences=differences(case, records),
+        )

@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from armillary.rehearse.comparing import rows, summary
 from armillary.spec.quantities import size, span
 from armillary.spec.rehearsal import Rehearsal, Share
 
@@ -34,6 +35,10 @@ def print_rehearsal(
     console.print(_table(title, rehearsal.terms, rehearsal.predicted_step_s))
     if rehearsal.record is not None:
         console.print(_memory(rehearsal))
+        console.print("\n[bold]the program and the plan")
+        console.print(Text(summary(rehearsal)))
+        if rehearsal.differences:
+            console.print(_differences(rehearsal))
     if with_why:
         console.print("\n[bold]what holds the step")
         for line in rehearsal.why:
@@ -124,4 +129,16 @@ def _memory(rehearsal: Rehearsal) -> Table:
     for name, held in sorted(record.peak.items(), key=lambda one: -one[1]):
         table.add_row(name, size(held))
     table.add_row("[bold]all", f"[bold]{size(record.peak_bytes)}")
+    return table
+
+
+def _differences(rehearsal: Rehearsal) -> Table:
+    """What the program has otherwise than the axes tell."""
+    table = Table(box=None)
+    table.add_column("")
+    table.add_column("in")
+    for name in ("told", "recorded", ""):
+        table.add_column(name, justify="right")
+    for row in rows(rehearsal.differences):
+        table.add_row(row.kind, row.module, row.planned, row.recorded, row.change)
     return table

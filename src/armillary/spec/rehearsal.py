@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from armillary.spec.document import Document
 from armillary.spec.layout import Layout
-from armillary.spec.record import Record
+from armillary.spec.record import Difference, Record
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -105,7 +105,9 @@ class Rehearsal(Document):
     no jitter in it; `planned_step_s` is what the plan says. `critical` is the chain of tasks of
     which each waits for the one before, summed by what they are, and `why` says it in words.
     `num_played` ranks were played for all `num_devices`, and `num_micro_batches_played` of
-    `num_micro_batches`. `record` is the program of one rank, where it was rehearsed.
+    `num_micro_batches`. `record` is the program of one rank, where it was rehearsed;
+    `compared_ranks` are then the ranks, one of every kind, whose records were held against what the
+    axes tell, and `differences` what is otherwise.
     """
 
     what: ClassVar[str] = "rehearsal"
@@ -129,3 +131,5 @@ class Rehearsal(Document):
     num_micro_batches_played: int = 1
     played_s: float = 0.0
     record: Record | None = None
+    compared_ranks: tuple[int, ...] = ()
+    differences: tuple[Difference, ...] = ()

@@ -18,11 +18,8 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only, tree_u
 
 from armillary.rehearse.program.ledger import Ledger, Stretch
 from armillary.rehearse.program.like import Like, key_of, plain
+from armillary.rehearse.program.repeats import CannotFold
 from armillary.rehearse.program.watching import Watching
-
-
-class CannotFold(Exception):
-    """Blocks that were taken to be equal do not do the same: each of them is to be run."""
 
 
 class Run:

@@ -1,7 +1,8 @@
 """The program of one rank, as `train` would build it, on tensors that have shapes and no values."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from enum import Enum
 from functools import lru_cache
 from typing import Any
 
@@ -18,7 +19,8 @@ from armillary.axes.door import parts
 from armillary.axes.stages.foreseen import Whole, seeing
 from armillary.feeds import Share
 from armillary.models import Call
-from armillary.rehearse.program.repeats import equal_runs, left_out, read_folded
+from armillary.rehearse.program.repeats import equal_runs, left_out, read_without
+from armillary.rehearse.program.shortened import Short, leave_out, shorts_of
 from armillary.rehearse.program.watching import refusal_of
 from armillary.rehearse.program.world import CPU, coordinates
 from armillary.spec import Layout, ModelGraph, TrainSettings
@@ -81,10 +83,17 @@ class Case:
 
         Raises: `SpecError` if the forward pass or the loss looks at values.
         """
+        return self.read_twice(module, ())[0]
+
+    def read_twice(
+        self, module: nn.Module, shorts: Sequence[Short]
+    ) -> tuple[ModelGraph, ModelGraph]:
+        """The same, and the graph without the blocks that `shorts` leave out."""
         batch = tree_map_only(torch.Tensor, lambda t: t.to(META), self.batch(NUM_EXAMPLES))
         call: Call = lambda model: self.recipe.loss(model, batch)  # noqa: E731
         with META:
-            return refusing_values(lambda: read_folded(module, call, NUM_EXAMPLES))
+            paths = {path for short in shorts for path in short.left_out}
+            return refusing_values(lambda: read_without(module, call, NUM_EXAMPLES, paths))
 
 
 class _Same:
@@ -110,7 +119,8 @@ def _train_split(same: _Same) -> Any:
 class Program:
     """One rank's module with its graph, the runs of its equal blocks, and a batch without values.
 
-    `whole` is what the stages of a model that drives its steps must know of each other.
+    `whole` is what the stages of a model that drives its steps must know of each other; `shorts`
+    are runs of which the module has only a part.
     """
 
     case: Case
@@ -120,22 +130,33 @@ class Program:
     runs: list[list[str]]
     batches: dict[int, Any]
     whole: Whole | None
+    shorts: tuple[Short, ...]
 
 
-def build(case: Case, world: World, fake: FakeTensorMode) -> Program:
+class Folding(Enum):
+    """How far equal blocks stand for each other: most are not built, are not run, or all are."""
+
+    SHORT, STAND_IN, NONE = range(3)
+
+
+def build(case: Case, world: World, fake: FakeTensorMode, folding: Folding) -> Program:
     """The program of this rank of `world`.
 
     Raises: `SpecError` if an axis refuses the model, or its forward pass looks at values.
     """
     module = case.build()
-    graph = case.read(module)
     runs = equal_runs(module)
+    is_cut = _is_cut(case.layout)
+    shorts = shorts_of(runs) if folding is Folding.SHORT and not is_cut else ()
+    graph, built = case.read_twice(module, shorts)
     batches = {size: _without_values(case.batch(size), fake) for size in {*case.sizes}}
     whole = None
-    if _is_cut(case.layout):
+    if is_cut or shorts:
         admit(case.layout, graph, num_micro_batches=len(case.sizes))
+    if is_cut:
         whole = _see(case, module, graph, runs, batches[max(case.sizes)], fake)
-    module = make_parallel(module, graph, world, case.layout)
+    leave_out(module, shorts)
+    module = make_parallel(module, built, world, case.layout)
     with fake:
         give_memory(module, world.device)
     return Program(
@@ -146,6 +167,7 @@ def build(case: Case, world: World, fake: FakeTensorMode) -> Program:
         runs=runs,
         batches=batches,
         whole=whole,
+        shorts=shorts,
     )
 
 

@@ -24,7 +24,8 @@ class Held:
 
     `born` and `died` count marks, `given` is the event that gave it back. `sent` says that a
     collective took or filled it, `resized` that it was given back and taken again under the same
-    tensor, as gathered parameters are.
+    tensor, as gathered parameters are. `times` is how often there is such memory, where a block
+    stands for others that were not built.
     """
 
     bytes: int
@@ -34,6 +35,7 @@ class Held:
     sent: bool = False
     resized: bool = False
     category: str = ""
+    times: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,9 +133,9 @@ class Ledger:
             self.held[number].category = category
         return number
 
-    def take_as(self, size: int, category: str) -> None:
+    def take_as(self, size: int, category: str, times: int = 1) -> None:
         """Note memory that is held from now on, of which there is no tensor."""
-        self.held.append(Held(size, len(self.marks), category=category))
+        self.held.append(Held(size, len(self.marks), category=category, times=times))
         self.note("take", len(self.held) - 1)
 
     def number(self, tensor: torch.Tensor) -> int | None:
@@ -171,6 +173,22 @@ class Ledger:
     def call(self, number: int, category: str) -> None:
         """Say what memory is for."""
         self.held[number].category = category
+
+    def owners(self) -> list[str]:
+        """By event, the block up to whose end it belongs, or "" after the last block of a pass."""
+        found = [""] * len(self.events)
+        passes = iter([*(at for at, _ in self.marks), len(found)])
+        following, start, inside = next(passes), 0, ""
+        for at, event in enumerate(self.events):
+            while at >= following:
+                start, following = following, next(passes)
+            path = event.value[1] if event.what == "replay" else ""
+            if event.what == "part":
+                path, inside = ("", event.value) if event.value else (inside, "")
+            if path:
+                found[start : at + 1] = [path] * (at + 1 - start)
+                start = at + 1
+        return found
 
     def close(self) -> None:
         """Hear no more of what is given back."""

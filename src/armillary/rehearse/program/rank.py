@@ -3,19 +3,20 @@
 import contextlib
 import gc
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from armillary.rehearse.program.blocks import CannotFold
-from armillary.rehearse.program.build import Case, Program, build, load_experts
+from armillary.rehearse.program.build import Case, Folding, Program, build, load_experts
 from armillary.rehearse.program.ledger import BETWEEN, OF_STEP, Message
 from armillary.rehearse.program.order import Pass
 from armillary.rehearse.program.plans import check_machine, check_model
+from armillary.rehearse.program.repeats import CannotFold
+from armillary.rehearse.program.shortened import told_again
 from armillary.rehearse.program.step import Rehearsed, rehearse
-from armillary.rehearse.program.sums import Adding, Bytes
+from armillary.rehearse.program.sums import Adding, Bytes, Part
 from armillary.rehearse.program.world import check_rank, coordinates, fake_world
-from armillary.spec import Layout, Plan
+from armillary.spec import Layout, ModelGraph, Plan
 from armillary.spec.record import CATEGORIES, Collective, Moment, Record
 from armillary.step.recipe import Recipe
 
@@ -48,21 +49,29 @@ def record(
     if isinstance(plan, Plan):
         check_machine(plan)
     case = Case.of(recipe, layout, global_batch_size, rank)
-    try:
-        program, rehearsed = _rehearse(case, rank, load, fold)
-    except CannotFold:
-        program, rehearsed = _rehearse(case, rank, load, fold=False)
+    foldings = [f for f in Folding if fold or f is Folding.NONE]
+    graph, found = _rehearse(case, rank, load, foldings)
     if isinstance(plan, Plan):
-        check_model(plan, program.graph, recipe.name)
-    return tell(program, rehearsed)
+        check_model(plan, graph, recipe.name)
+    return found
 
 
-def _rehearse(case: Case, rank: int, load: float, fold: bool) -> tuple[Program, Rehearsed]:
+def _rehearse(
+    case: Case, rank: int, load: float, foldings: Sequence[Folding]
+) -> tuple[ModelGraph, Record]:
+    """The record with the first of `foldings` that the program allows, and the model's graph."""
     fake = FakeTensorMode(allow_non_fake_inputs=True)
-    with fake_world(case.layout, rank) as world, _without_collecting():
-        program = build(case, world, fake)
-        load_experts(program, load)
-        return program, rehearse(program, fake, fold)
+    try:
+        is_short = foldings[0] is Folding.SHORT
+        with fake_world(case.layout, rank, allows_ddp=not is_short) as world, _without_collecting():
+            program = build(case, world, fake, foldings[0])
+            load_experts(program, load)
+            rehearsed = rehearse(program, fake, folds=foldings[0] is not Folding.NONE)
+        return program.graph, tell(program, rehearsed)
+    except CannotFold:
+        if len(foldings) == 1:
+            raise
+        return _rehearse(case, rank, load, foldings[1:])
 
 
 @contextlib.contextmanager
@@ -91,7 +100,7 @@ def tell(program: Program, rehearsed: Rehearsed) -> Record:
     known = {}
     for one in rehearsed.order.passes:
         if (one.start, one.stop) not in known:
-            known[one.start, one.stop] = adding.parts(one.start, one.stop)
+            known[one.start, one.stop] = _parts(program, adding, one)
         for part in known[one.start, one.stop]:
             fullest = [a + b for a, b in zip(held, part.sum.fullest, strict=True)]
             moments.append((_label(one), part.path, fullest))
@@ -120,6 +129,14 @@ def tell(program: Program, rehearsed: Rehearsed) -> Record:
         num_folded=rehearsed.num_folded,
         num_micro_batches_run=rehearsed.num_run,
     )
+
+
+def _parts(program: Program, adding: Adding, one: Pass) -> list[Part]:
+    """What is done in a pass, block by block, those that were left out among them."""
+    parts = adding.parts(one.start, one.stop)
+    for short in program.shorts:
+        parts = told_again(parts, short)
+    return [part for part in parts if part.sum.top or part.sum.total or part.sum.sent]
 
 
 def _label(one: Pass) -> str:

@@ -7,7 +7,7 @@ they are given, and are put into the graph as the second of them.
 
 import contextlib
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -24,6 +24,10 @@ NUM_READ = 3
 PLAIN = (bool, int, float, str, type(None), tuple)
 OWN = ("training", "_is_full_backward_hook", "call_super_init", "dump_patches")
 Entry = TypeVar("Entry")
+
+
+class CannotFold(Exception):
+    """Blocks that were taken to be equal do not do the same: more of them are to be run."""
 
 
 def equal_runs(module: nn.Module) -> list[list[str]]:
@@ -60,12 +64,23 @@ def _sizes(part: nn.Module) -> Any:
 
 def read_folded(module: nn.Module, call: Call | None, num_samples: int) -> ModelGraph:
     """As `models.read`, with the equal blocks of a run read once."""
+    return read_without(module, call, num_samples, ())[0]
+
+
+def read_without(
+    module: nn.Module, call: Call | None, num_samples: int, paths: Collection[str]
+) -> tuple[ModelGraph, ModelGraph]:
+    """The same, and beside it the graph without the blocks at `paths`, of runs of equal ones."""
     runs = [run for run in equal_runs(module) if len(run) > NUM_READ]
     if call is None or not runs:
-        return read(module, call, num_samples)
+        graph = read(module, call, num_samples)
+        assert not paths
+        return graph, graph
     with left_out(module, runs):
         graph = read(module, call, num_samples)
-    return unfold(graph, {run[1]: run[2:-1] for run in runs}, module)
+    repeats = {run[1]: run[2:-1] for run in runs}
+    kept = {first: [p for p in others if p not in paths] for first, others in repeats.items()}
+    return unfold(graph, repeats, module), unfold(graph, kept, module)
 
 
 @contextlib.contextmanager

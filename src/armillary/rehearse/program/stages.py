@@ -1,7 +1,7 @@
 """The stages of one rank, driven by torch's own schedule: what is run when, and how often."""
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from armillary.axes.stages.driven import Driven
@@ -56,7 +56,15 @@ class Pipeline:
 
         From then on the ledger hears of what the schedule for so many does.
         """
-        wanted = set(kinds(self.actions(num_micro_batches)))
+        actions = self.actions(num_micro_batches)
+        wanted = set(kinds(actions))
+        if actions == one_f_one_b(actions, num_micro_batches, _warm_up(actions)):
+            for number in range(1, num_micro_batches):
+                for warm_up in range(1, min(number, _warm_up(actions)) + 1):
+                    if set(kinds(one_f_one_b(actions, number, warm_up))) == wanted:
+                        self._shorten(num_micro_batches, number, warm_up)
+                        return number
+            return num_micro_batches
         schedule = self.driven.fitting(num_micro_batches)
         for number in range(1, num_micro_batches):
             if self.driven.fitting(number) != schedule:
@@ -64,6 +72,16 @@ class Pipeline:
             if _is_allowed(self, number) and set(kinds(self.actions(number))) == wanted:
                 return number
         return num_micro_batches
+
+    def _shorten(self, num_micro_batches: int, number: int, warm_up: int) -> None:
+        """Have torch's 1F1B schedule run `number` micro batches, `warm_up` of them ahead, as on a
+        shorter pipeline: it asks for as many as it has stages.
+        """
+        schedule, held = self.driven.schedule_of(num_micro_batches)
+        del self.driven.schedules[num_micro_batches]  # it is asked for its order again
+        schedule._n_microbatches = number
+        schedule._num_stages = held[0].stage_index + warm_up
+        self.driven.schedules[number] = schedule, held
 
     def listen(self, num_micro_batches: int) -> None:
         """Have the schedule for so many micro batches tell of what its stages do."""
@@ -86,6 +104,20 @@ class Pipeline:
                 self.ledger.mark(Mark(BETWEEN, stage.stage_index, chunk))
 
         setattr(stage, name, marked)
+
+
+def _warm_up(actions: Sequence[Action]) -> int:
+    """How many forward passes come before the first backward pass."""
+    return next((i for i, (_, letter) in enumerate(actions) if letter != "F"), len(actions))
+
+
+def one_f_one_b(actions: Sequence[Action], number: int, warm_up: int) -> list[Action]:
+    """The order of 1F1B on the stage of `actions`: forward passes ahead, then in turn.
+
+    Source: torch's `Schedule1F1B` (2.13); Narayanan et al. 2021, arXiv 2104.04473, section 2.2.1.
+    """
+    letters = ["F"] * warm_up + ["B", "F"] * (number - warm_up) + ["B"] * warm_up
+    return [(actions[0][0], letter) for letter in letters]
 
 
 def _is_allowed(pipeline: Pipeline, number: int) -> bool:

@@ -5,7 +5,7 @@ schedule. Of many equal micro batches the fewest are run that show all that a st
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +30,7 @@ from armillary.rehearse.program.ledger import (
 from armillary.rehearse.program.like import plain
 from armillary.rehearse.program.messages import Groups
 from armillary.rehearse.program.order import Order
+from armillary.rehearse.program.shortened import Short, note_times
 from armillary.rehearse.program.stages import Pipeline
 from armillary.rehearse.program.watching import Watching, noting_storage
 from armillary.rehearse.program.world import CPU
@@ -77,9 +78,13 @@ class WatchedStepper(Stepper):
     other's, where the optimiser steps parameters one by one.
     """
 
-    def __init__(self, ledger: Ledger, runs: list[Run], **settings: Any) -> None:
+    def __init__(
+        self, ledger: Ledger, runs: list[Run], shorts: Sequence[Short], **settings: Any
+    ) -> None:
         super().__init__(**settings)
         self.ledger, self.runs = ledger, runs
+        blocks = [(self.model.get_submodule(s.told_again), s.times) for s in shorts]
+        self.times = {p: times for block, times in blocks for p in block.parameters()}
 
     def update(self, loss: float, factor: float) -> tuple[bool, float | None]:
         """As `Stepper.update`, after noting what gradients hold; of a loss that is a mean, as most
@@ -95,10 +100,16 @@ class WatchedStepper(Stepper):
         for parameter, _ in standing:
             parameter.grad = None
         found = super().update(loss, 1.0)
-        for _, like in standing:
+        for parameter, like in standing:
             for state in self.optimizer.state[like].values():
                 if isinstance(state, torch.Tensor):
-                    self.ledger.take_as(plain(state).nbytes, "optimiser")
+                    times = self.times.get(parameter, 1)
+                    self.ledger.take_as(plain(state).nbytes, "optimiser", times)
+        stepped = self.times.keys() - {parameter for parameter, _ in standing}
+        for parameter in stepped:
+            for state in self.optimizer.state[parameter].values():
+                if isinstance(state, torch.Tensor) and (n := self.ledger.number(plain(state))):
+                    self.ledger.held[n].times = self.times[parameter]
         del kept  # held as long as where all are stepped
         return found
 
@@ -128,7 +139,7 @@ class Rehearsed:
     num_run: int
 
 
-def rehearse(program: Program, fake: FakeTensorMode, fold: bool) -> Rehearsed:
+def rehearse(program: Program, fake: FakeTensorMode, *, folds: bool) -> Rehearsed:
     """One step of `program`.
 
     Raises: `SpecError` if the loss looks at values; `CannotFold` if equal blocks do otherwise.
@@ -138,19 +149,19 @@ def rehearse(program: Program, fake: FakeTensorMode, fold: bool) -> Rehearsed:
     watching = Watching(ledger, Groups(case.layout.degrees), module, fake)
     pipeline = Pipeline.of(program, ledger) if isinstance(module, DrivesSteps) else None
     num_micro_batches = len(case.sizes)
-    num_run = num_micro_batches if not fold else min(num_micro_batches, 3)
+    num_run = num_micro_batches if not folds else min(num_micro_batches, 3)
     if pipeline is not None:
-        num_run = pipeline.fewest(num_micro_batches) if fold else num_micro_batches
+        num_run = pipeline.fewest(num_micro_batches) if folds else num_micro_batches
         pipeline.listen(num_run)
     runs: list[Run] = []
     if pipeline is None or pipeline.runs_backward_whole(num_run):
-        runs = _hold(program, ledger, watching, fold)
+        runs = _hold(program, ledger, watching, folds)
     with fake, noting_storage(ledger):
-        for tensor in [*module.parameters(), *module.buffers()]:
-            ledger.take(plain(tensor), "parameters")
+        _take_tensors(program, ledger)
         stepper = WatchedStepper(
             ledger,
             runs,
+            program.shorts,
             model=module,
             loss=case.recipe.loss,
             optimizer=case.recipe.optimizer(module.parameters()),
@@ -163,13 +174,30 @@ def rehearse(program: Program, fake: FakeTensorMode, fold: bool) -> Rehearsed:
         with watching:
             refusing_values(lambda: stepper.run(_step(program, num_run), 0, stop=False))
     ledger.close()
+    note_times(ledger, program.shorts)
     order = Order.of(ledger, num_run, num_micro_batches, pipeline)
     return Rehearsed(
         ledger=ledger,
         order=order,
-        num_folded=sum(len(run.standing) for run in runs),
+        num_folded=sum(len(run.standing) for run in runs)
+        + sum(len(short.left_out) for short in program.shorts),
         num_run=num_run,
     )
+
+
+def _take_tensors(program: Program, ledger: Ledger) -> None:
+    """Note what parameters and buffers hold, those of blocks that were left out among them."""
+    module = program.module
+    times = {short.told_again: short.times for short in program.shorts}
+    for tensor in _tensors(module):
+        ledger.take(plain(tensor), "parameters")
+    for path, number in times.items():
+        for tensor in _tensors(module.get_submodule(path)):
+            ledger.held[ledger.take(plain(tensor))].times = number
+
+
+def _tensors(module: nn.Module) -> list[torch.Tensor]:
+    return [*module.parameters(), *module.buffers()]
 
 
 def _step(program: Program, num_run: int) -> Step:
@@ -190,7 +218,7 @@ def _step(program: Program, num_run: int) -> Step:
     )
 
 
-def _hold(program: Program, ledger: Ledger, watching: Watching, fold: bool) -> list[Run]:
+def _hold(program: Program, ledger: Ledger, watching: Watching, folds: bool) -> list[Run]:
     """Have the blocks of this rank tell of their passes; equal ones stand in for each other where
     there are enough of them.
     """
@@ -200,8 +228,8 @@ def _hold(program: Program, ledger: Ledger, watching: Watching, fold: bool) -> l
         here = dict(part.named_modules())
         for paths in program.runs:
             blocks = [(path, here[path]) for path in paths if _is_here(here.get(path))]
-            folds = fold and len(blocks) >= LEAST_FOLDED
-            run = Run(ledger, watching, keeps_inputs=keeps_inputs, folds=folds)
+            is_folded = folds and len(blocks) >= LEAST_FOLDED
+            run = Run(ledger, watching, keeps_inputs=keeps_inputs, folds=is_folded)
             run.hold(blocks)
             found.append(run)
     return found

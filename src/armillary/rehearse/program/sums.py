@@ -65,6 +65,7 @@ class Adding:
             held.died == NEVER and held.born > 0 and category in LASTING
             for held, category in zip(ledger.held, self.categories, strict=True)
         ]
+        self.owners = ledger.owners()
         self._stretches: dict[Stretch, tuple[Sum, dict[int, None]]] = {}
 
     def _category(self, held: Held) -> str:
@@ -87,13 +88,13 @@ class Adding:
         found = [0] * len(CATEGORIES)
         for number, held in enumerate(self.ledger.held):
             if held.born == 0 or self.lasting[number]:
-                found[self.categories[number]] += held.bytes
+                found[self.categories[number]] += held.bytes * held.times
         return found
 
     def parts(self, start: int, stop: int) -> list[Part]:
         """The events from `start` up to `stop`, block by block."""
         found = [Part("", Sum())]
-        for event in self.ledger.events[start:stop]:
+        for at, event in enumerate(self.ledger.events[start:stop], start):
             if event.what == "part":
                 found.append(Part(event.value, Sum()))
             elif event.what == "replay":
@@ -101,16 +102,18 @@ class Adding:
                 found.append(Part(path, renamed(self.stretch(stretch), stretch.path, path)))
                 found.append(Part("", Sum()))
             else:
-                self._add(found[-1].sum, event)
-        return [part for part in found if part.sum.top or part.sum.total or part.sum.sent]
+                self._add(found[-1].sum, event, is_once=bool(self.owners[at]))
+        return found
 
-    def _add(self, into: Sum, event: Event) -> None:
+    def _add(self, into: Sum, event: Event, is_once: bool = True) -> None:
+        """Add an event; unless it `is_once`, for all blocks that one stands for."""
         if event.what == "flops":
             into.flops += event.value
         elif event.what == "send":
             into.sent[event.value] += 1
         elif event.what in ("take", "give") and not self.lasting[event.value]:
-            size = self.ledger.held[event.value].bytes
+            held = self.ledger.held[event.value]
+            size = held.bytes * (1 if is_once else held.times)
             sign = 1 if event.what == "take" else -1
             into.add(self.categories[event.value], sign * size)
 

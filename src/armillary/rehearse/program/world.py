@@ -9,6 +9,7 @@ from typing import Any, cast
 import torch
 import torch.distributed as dist
 
+from armillary.rehearse.program.repeats import CannotFold
 from armillary.spec import Layout, SpecError
 from armillary.step.world import World, meet
 
@@ -16,8 +17,11 @@ CPU = torch.device("cpu")
 
 
 @contextlib.contextmanager
-def fake_world(layout: Layout, rank: int) -> Iterator[World]:
+def fake_world(layout: Layout, rank: int, *, allows_ddp: bool = True) -> Iterator[World]:
     """The world of `layout` as rank `rank` sees it; its collectives return at once, unanswered.
+
+    Without `allows_ddp` a model that needs torch's DDP is left with `CannotFold`: its buckets go
+    across blocks.
 
     Raises: `SpecError` if the layout has no such rank, or this process is in a process group.
     """
@@ -37,7 +41,7 @@ def fake_world(layout: Layout, rank: int) -> Iterator[World]:
     _forget_meshes()
     dist.init_process_group("fake", rank=rank, world_size=layout.num_ranks, store=FakeStore())
     try:
-        with answering():
+        with answering(allows_ddp):
             yield meet(layout, CPU)
     finally:
         dist.destroy_process_group()
@@ -69,7 +73,7 @@ def _forget_meshes() -> None:
 
 
 @contextlib.contextmanager
-def answering() -> Iterator[None]:
+def answering(allows_ddp: bool) -> Iterator[None]:
     """A context in which torch's DDP takes the silence of a fake process group for an answer, and
     meshes of many ranks are made once.
 
@@ -83,7 +87,7 @@ def answering() -> Iterator[None]:
     with (
         swapped(distributed, "_verify_param_shape_across_processes", _agree),
         swapped(distributed, "_sync_module_states", _agree),
-        swapped(replicate, "DistributedDataParallel", _ddp),
+        swapped(replicate, "DistributedDataParallel", _ddp if allows_ddp else _no_ddp),
         swapped(dist.DeviceMesh, "_concatenate", staticmethod(_once(dist.DeviceMesh._concatenate))),
         swapped(dist.DeviceMesh, "__getitem__", _once(dist.DeviceMesh.__getitem__)),
     ):
@@ -131,6 +135,10 @@ def _ddp(*args: Any, **kwargs: Any) -> Any:
     made.register_comm_hook(made.process_group, _sum_bucket)
     made.reducer = cast(Any, _FixedBuckets(made.reducer))
     return made
+
+
+def _no_ddp(*_: Any, **__: Any) -> Any:
+    raise CannotFold("DDP's buckets go across blocks")
 
 
 def _sum_bucket(group: Any, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:

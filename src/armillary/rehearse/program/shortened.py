@@ -1,0 +1,156 @@
+"""A long run of equal blocks built short: a few of them stand for all, whatever is around them.
+
+Blocks that stand in (`blocks.py`) still have their parameters sharded, gathered and reduced one by
+one. Where all that a step does between two blocks is the same for each, most blocks need not be
+there: a run keeps its first and its last three, and the events from the end of one block to the end
+of the next are told as often as there are blocks. The third block of a run is the one that is told
+again; the fourth must have done the same.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from armillary.rehearse.program.ledger import Ledger, Message
+from armillary.rehearse.program.like import Like
+from armillary.rehearse.program.repeats import CannotFold
+from armillary.rehearse.program.sums import Part
+
+NUM_ENDS = 3
+"""Blocks kept at either end: FSDP2 holds what it gathered and reduced until one or two blocks later
+(torch 2.13), so the third from an end is the first that has only equal blocks around it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Short:
+    """A run of equal blocks, of which only those at its ends were built."""
+
+    paths: tuple[str, ...]
+
+    @property
+    def kept(self) -> tuple[str, ...]:
+        """The blocks that are there, in order."""
+        return (*self.paths[:NUM_ENDS], *self.paths[-NUM_ENDS:])
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """The blocks that are not."""
+        return self.paths[NUM_ENDS:-NUM_ENDS]
+
+    @property
+    def told_again(self) -> str:
+        """The block that stands for all that were left out."""
+        return self.paths[NUM_ENDS - 1]
+
+    @property
+    def times(self) -> int:
+        """How many blocks it stands for, itself among them."""
+        return 1 + len(self.left_out)
+
+
+def shorts_of(runs: Iterable[Sequence[str]]) -> tuple[Short, ...]:
+    """The runs that are long enough to be built short."""
+    return tuple(Short(tuple(run)) for run in runs if len(run) > 2 * NUM_ENDS)
+
+
+def leave_out(module: nn.Module, shorts: Iterable[Short]) -> None:
+    """Take the blocks that are left out from `module`: in their places what comes in goes on."""
+    for short in shorts:
+        through = _Through()
+        module.get_submodule(short.told_again).register_forward_hook(through.look)
+        for path in short.left_out:
+            above, _, name = path.rpartition(".")
+            module.get_submodule(above)._modules[name] = through
+
+
+class _Through(nn.Module):
+    """Hands on what it takes, in the form in which another block hands out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.handed: Any = None
+
+    def look(self, block: nn.Module, args: Any, output: Any) -> None:
+        """Note what the other hands out."""
+        self.handed = tree_map_only(torch.Tensor, Like.of, output)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        waiting = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
+
+        def handed(like: Like) -> torch.Tensor:
+            for i, taken in enumerate(waiting):
+                if (taken.dtype, Like.of(taken).shape) == (like.dtype, like.shape):
+                    return waiting.pop(i)
+            raise CannotFold("a block hands on what it was not given")
+
+        return tree_map_only(Like, handed, self.handed)
+
+
+def note_times(ledger: Ledger, shorts: Iterable[Short]) -> None:
+    """Say of what was taken for a block that is told again how many times there is of it."""
+    times = {short.told_again: short.times for short in shorts}
+    for event, path in zip(ledger.events, ledger.owners(), strict=True):
+        if path in times and event.what == "take":
+            ledger.held[event.value].times = times[path]
+
+
+# ------------------------------------------------------------------------------------- telling
+def told_again(parts: Sequence[Part], short: Short) -> list[Part]:
+    """`parts` of a pass with those of the blocks that were left out, under their own paths.
+
+    Raises: `CannotFold` if two blocks in the middle did not do the same.
+    """
+    groups, rest = _by_block(parts)
+    order = [path for path, _ in groups if path in short.kept]
+    if not order:
+        return list(parts)
+    inside = dict(groups)
+    again, check = (inside.get(path, []) for path in short.kept[NUM_ENDS - 1 : NUM_ENDS + 1])
+    if [_moved(p, short, 1) for p in again] != [_moved(p, short, 0) for p in check]:
+        raise CannotFold(short.told_again)
+    is_backward = order == [*short.kept[::-1]]
+    if not is_backward and order != [*short.kept]:
+        raise CannotFold(short.told_again)
+    shifts = range(short.times)
+    found: list[Part] = []
+    for path, group in groups:
+        fars: Sequence[int] = (len(short.left_out),)
+        if path == short.told_again:
+            fars = shifts[::-1] if is_backward else shifts
+        elif path not in short.kept[NUM_ENDS:]:
+            fars = (0,)
+        found += [_moved(part, short, far) for far in fars for part in group]
+    return found + rest
+
+
+def _by_block(parts: Sequence[Part]) -> tuple[list[tuple[str, list[Part]]], list[Part]]:
+    """The parts that end with each block, in order, and those after the last."""
+    groups: list[tuple[str, list[Part]]] = []
+    group: list[Part] = []
+    for part in parts:
+        group.append(part)
+        if part.path:
+            groups.append((part.path, group))
+            group = []
+    return groups, group
+
+
+def _moved(part: Part, short: Short, far: int) -> Part:
+    """`part` as it is where every block that is there is `far` blocks further on in the run, were
+    those that are left out not between them.
+    """
+    other = {path: short.paths[i + far] for i, path in enumerate(short.kept)}
+
+    def named(path: str) -> str:
+        block = next((b for b in other if f"{path}.".startswith(f"{b}.")), None)
+        return path if block is None else other[block] + path[len(block) :]
+
+    sent: Counter[Message] = Counter()
+    for message, count in part.sum.sent.items():
+        sent[replace(message, module=named(message.module))] += count
+    return Part(named(part.path), replace(part.sum, sent=sent))
