@@ -1,13 +1,15 @@
 """What a program makes of an op: how often it runs, how much slower, and what of it is kept."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from armillary.core import compute
-from armillary.plan.grid import Column
+from armillary.plan.grid import Column, Grid
 from armillary.plan.software import Software
-from armillary.spec import ModelGraph, Op, Segment
+from armillary.spec import Device, ModelGraph, Op, Segment
 
 if TYPE_CHECKING:
     from armillary.plan.work import Keys
@@ -24,6 +26,8 @@ SCORES_MULTIPLE, SCORES_LENGTH = 4, 2048
 
 Source: Megatron-LM, megatron/fused_kernels (2021), `FusedScaleMaskSoftmax.is_kernel_available`.
 """
+QUANTISED = ("float8", "float4")
+"""Precisions that only products with parameters are computed in."""
 KEPT = ("matmul", "attention", "convolution")
 """The kinds of op whose results selective recomputing keeps."""
 
@@ -31,6 +35,45 @@ KEPT = ("matmul", "attention", "convolution")
 def is_of_scores(op: Op) -> bool:
     """Whether the op is a product of activations, as those around the scores of an attention."""
     return op.kind == "matmul" and op.name == "bmm" and not op.parameter_bytes
+
+
+def is_quantised(op: Op) -> bool:
+    """Whether a program that computes in 8 bits and fewer does so with this op.
+
+    Only products with parameters are, of blocks: attention and the product of the head are left in
+    16 bits.
+
+    Source: NVIDIA Transformer Engine, `fp8_dpa` off by default, and Megatron-Core, whose output
+    layer is none of it; torchtitan, `filter_fqns = ["output"]`.
+    """
+    return op.kind == "matmul" and op.parameter_bytes > 0 and op.cut != "words"
+
+
+def in_16_bits(grid: Grid, device: Device) -> Grid:
+    """`grid` with the precisions of what is not quantised."""
+    name = "bfloat16" if device.peak_flops_per_s.get("bfloat16", 0.0) > 0 else "float16"
+    return replace(grid, precisions=tuple(name if p in QUANTISED else p for p in grid.precisions))
+
+
+def num_repeated(ops: Sequence[Op]) -> int:
+    """How many ops of a block are run again where recomputing stops at the last that is needed.
+
+    That keeps what it takes in, so the last product is not run, nor what follows it.
+
+    Source: pytorch, `torch.utils.checkpoint.set_checkpoint_early_stop` (2023), on by default.
+    """
+    keeping = [index for index, op in enumerate(ops) if op.saved_bytes]
+    if not keeping:
+        return 0
+    last = ops[keeping[-1]]
+    return keeping[-1] + (last.kind != "matmul" or not last.parameter_bytes)
+
+
+def as_sent(graph: ModelGraph, software: Software) -> ModelGraph:
+    """`graph` as its messages are sent again: the last of a block too where all is run again."""
+    if software.stops_early or not any(split.ends_block for split in graph.splits):
+        return graph
+    return replace(graph, splits=tuple(replace(s, ends_block=False) for s in graph.splits))
 
 
 def times_run(op: Op, segment: Segment, software: Software, keys: "Keys") -> Column:

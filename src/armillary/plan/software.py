@@ -28,7 +28,8 @@ class Software(Document):
     of the sequence, `fuses_scores` that scale, mask and softmax of one that does are one kernel
     where it takes them (`plan/habits.py`). `selective_keeps` is what selective recomputing keeps:
     "matmul" their results, or those of "every second matmul", or "attention" all but what is inside
-    one. `fuses_kept` says that fused kernels keep less for the backward pass, and `loss_bytes` are
+    one. With `stops_early` a block is run again as far as something is kept of it, otherwise whole.
+    `fuses_kept` says that fused kernels keep less for the backward pass, and `loss_bytes` are
     those of a logit, with all of its loss, when they are most; 0 as the graph tells. `cuts_norms`
     is whether tensor parallelism cuts norms where a run does not say.
 
@@ -67,6 +68,7 @@ class Software(Document):
     has_fused_attention: bool = True
     fuses_scores: bool = False
     selective_keeps: str = "matmul"
+    stops_early: bool = True
     hides_gradients: float = 1.0
     hides_gathers: float = 1.0
     exposes_sends: float = 1.0

@@ -21,7 +21,6 @@ ENTRY = Op(path="", kind="stream", name="entry", tokens=True)
 
 FULL_PRODUCTS = ("float32", "float64")
 """The precisions whose products are computed in full, by units that are not for matrices."""
-QUANTISED = ("float8", "float4")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +28,8 @@ class Work:
     """Seconds and bytes of one rank for one micro batch, if it held all of a part of the model.
 
     All broadcast to the grid. `backward_input_s` makes the gradients of activations,
-    `backward_weight_s` those of parameters; `again_s` is what selective recomputing repeats. The
+    `backward_weight_s` those of parameters; `again_s` is what selective recomputing repeats, `whole_again_s` what full
+    recomputing does. The
     `_launch_s` are what the host needs to launch the kernels of a pass, beside which the device
     computes. `saved_bytes` autograd keeps, `selective_bytes` with selective recomputing;
     `workspace_bytes` is the most that one op needs besides; `num_parameters` are held before they
@@ -40,6 +40,7 @@ class Work:
     backward_input_s: Column
     backward_weight_s: Column
     again_s: Column
+    whole_again_s: Column
     forward_launch_s: Column
     backward_launch_s: Column
     saved_bytes: Column
@@ -95,10 +96,11 @@ def price_parts(graph: ModelGraph, device: Device, software: Software, grid: Gri
     """The work of every part of `graph` for each row, micro batch, region and precision."""
     keys, chosen = Keys.of(graph, grid)
     rates = rates_of(device, software, grid)
+    rates16 = rates_of(device, software, habits.in_16_bits(grid, device))
     before = after = blocks = keys.nothing()
     block, num_blocks = keys.nothing(), 0
     for segment in graph.segments:
-        work = _segment(segment, graph, rates, software, keys)
+        work = _segment(segment, graph, (rates, rates16), software, keys)
         if segment.path:
             blocks, num_blocks = blocks + work.scaled(segment.repeats), num_blocks + segment.repeats
             block = _dearer(block, work)
@@ -130,7 +132,7 @@ class Keys:
         self.samples = grid.along("micro_batch_size", grid.micro_batch_sizes).astype(np.float64)
         self.table, self.shape = grid.table(("degrees", "region"), 1)
         self.is_single = grid.along("precision", [p == "float32" for p in grid.precisions])
-        self.is_quantised = grid.along("precision", [p in QUANTISED for p in grid.precisions])
+        self.is_quantised = grid.along("precision", [p in habits.QUANTISED for p in grid.precisions])
         self.axes = axes
         self._known: dict[Op, Part] = {}
 
@@ -192,17 +194,29 @@ def rates_of(device: Device, software: Software, grid: Grid) -> compute.Rates:
 
 
 def _segment(
-    segment: Segment, graph: ModelGraph, rates: compute.Rates, software: Software, keys: Keys
+    segment: Segment,
+    graph: ModelGraph,
+    both_rates: tuple[compute.Rates, compute.Rates],
+    software: Software,
+    keys: Keys,
 ) -> Work:
-    """The ops one after the other, and what the host needs to launch their kernels."""
+    """The ops one after the other, and what the host needs to launch their kernels.
+
+    `both_rates` are those of the grid's precisions, and of what stays in 16 bits there.
+    """
+    rates, rates16 = both_rates
     casts = np.where(rates.is_full, 1.0, 1.0 + software.cast_kernels)
     own_s = np.asarray(software.launch_s, np.float64)
     launch_s = np.where(own_s > 0, own_s, rates.launch_s) * casts
     total = keys.nothing()
     scored = {op.path for op in segment.ops if habits.is_of_scores(op)}
-    for op in segment.ops:
+    end = habits.num_repeated(segment.ops) if software.stops_early else len(segment.ops)
+    for index, op in enumerate(segment.ops):
+        in_attention = op.path in scored and not op.parameter_bytes
+        own = rates if habits.is_quantised(op) else rates16
         work = replace(
-            _op(op, graph, rates, software, keys, op.path in scored and not op.parameter_bytes),
+            _op(op, graph, own, software, keys, in_attention),
+            **({} if index < end else {"whole_again_s": 0.0 * keys.samples}),
             forward_launch_s=total.forward_launch_s * 0.0 + launch_s * op.count * op.num_kernels,
             backward_launch_s=total.backward_launch_s * 0.0
             + launch_s * op.count * op.num_backward_kernels,
@@ -212,6 +226,7 @@ def _segment(
     return replace(
         total,
         forward_s=total.forward_s + waited_s,
+        whole_again_s=total.whole_again_s + waited_s,
         backward_input_s=total.backward_input_s + waited_s,
     )
 
@@ -253,6 +268,7 @@ def _op(
         backward_input_s=back_input,
         backward_weight_s=back_weight * (software.trains_weights or not op.parameter_bytes),
         again_s=(1.0 - kept) * forward,
+        whole_again_s=forward,
         forward_launch_s=nothing,
         backward_launch_s=nothing,
         saved_bytes=saved,
