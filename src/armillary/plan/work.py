@@ -179,6 +179,9 @@ def rates_of(device: Device, software: Software, grid: Grid) -> compute.Rates:
         for name in names
         if hasattr(found[0], name)
     }
+    for name in habits.OF_QUANTISING:
+        wide = [device.efficiency_of(p) for p in habits.in_16_bits(grid, device).precisions]
+        measured[name] = grid.along("precision", [getattr(e, name) for e in wide])
     return compute.Rates(
         peak_flops_per_s=grid.along("precision", [device.peak(p) for p in grid.precisions]),
         memory_bytes_per_s=device.memory_bytes_per_s,
@@ -303,6 +306,10 @@ def _matmul(
     of_inputs = compute.matmul_s(rows, inner, columns, batch, rates)
     of_weights = compute.matmul_s(inner, columns, rows, batch, rates)
     has_inputs = op.backward_flops > 1.5 * op.flops or not op.parameter_bytes
+    if habits.is_quantised(op) and keys.is_quantised.any():
+        cast_s = keys.is_quantised * compute.stream_s(habits.CAST_BYTES, rates)
+        forward = forward + rows * inner * batch * cast_s * (op.saved_bytes > 0)
+        of_inputs = of_inputs + rows * columns * batch * cast_s
     return forward, of_inputs * has_inputs, of_weights * (op.backward_flops > 0)
 
 
