@@ -17,7 +17,7 @@ CORE = ("megatron-core-2025", "megatron-core-2026")
 FSDP = ("torch-fsdp-2023", "llm-foundry-2023", "armillary")
 COMPILED = ("torch-fsdp2-2025",)
 INTERNEVO = ("internevo-2023",)
-XLA = ("xla-2021", "oneflow-2021")
+XLA = ("xla-2021", "xla-2021-experts", "oneflow-2021")
 NEURON = ("neuron-2024",)
 TORCH = FSDP + COMPILED + INTERNEVO
 
@@ -152,7 +152,7 @@ HIDDEN = (
          spread=0.25, software=CORE),
     Free(name="sends waited for", field="exposes_sends", start=0.4, spread=0.3,
          software=MEGATRON + CORE + DEEPSPEED),
-    Free(name="slower beside messages, PyTorch", field="slowdown", start=4.0, spread=0.4,
+    Free(name="memory taken beside messages, PyTorch", field="slowdown", start=4.0, spread=0.4,
          software=TORCH),
     Free(name="gradients hidden, InternEvo", field="hides_gradients", start=0.6, spread=0.25,
          software=INTERNEVO),

@@ -257,7 +257,7 @@ def _routed(run: Run, sizes: dict[str, object], program: Software) -> str:
     chosen = told(r"top-(\d+)", 2)
     if "GShard" in run.model:
         words = {"experts": experts, "chosen": chosen, "fused": "false"}
-        words |= {"group": told(r"group size (\d+)", run.seq)}
+        words |= {"group": told(r"group size (\d+)", run.seq), "ffn": _told_by_count(run, experts)}
         return _said("gpt", sizes | words | {"dropout": program.dropout})
     inner = told(r"(?:moe_ffn|expert ffn) (\d+)", run.ffn)
     if "MLA" in run.notes:
@@ -266,6 +266,24 @@ def _routed(run: Run, sizes: dict[str, object], program: Software) -> str:
         return _said("deepseek", {k: v for k, v in sizes.items() if k != "kv_heads"} | own)
     own = {"experts": experts, "chosen": chosen, "expert_ffn": inner}
     return _said("moe", {k: v for k, v in sizes.items() if k != "ffn"} | own)
+
+
+def _told_by_count(run: Run, experts: int) -> int:
+    """The inner width of GShard's feed-forwards: as the row says, or twice that.
+
+    What fits the count of parameters: half of the blocks have experts of two matrices each.
+    """
+    width = run.ffn or 4 * run.hidden
+    half = run.layers // 2
+    rest = 4 * run.layers * run.hidden**2 + run.hidden * (run.vocab or USUAL_VOCAB)
+
+    def misses(inner: int) -> float:
+        experts_and_dense = (half * experts + run.layers - half) * 2 * run.hidden * inner
+        return abs(rest + experts_and_dense - run.num_parameters)
+
+    if not run.num_parameters:
+        return width
+    return min((width, 2 * width), key=misses)
 
 
 # ----------------------------------------------------------------------------------------- layout

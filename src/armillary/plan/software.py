@@ -36,8 +36,10 @@ class Software(Document):
     `hides_gradients` and `hides_gathers` are the shares of the passes beside which they are sent.
     `deals` is how blocks are dealt to stages (`plan/stages.py`). `exposes_sends` is the share of a
     pipeline's messages that ranks wait for; with `slices_sends` each rank of a tensor group sends
-    its part of them. `slowdown` is the share of the device that messages take while they run beside
-    a pass. `launch_s` is the host's time a kernel, 0 for the device's own, and
+    its part of them. `slowdown` is how often
+    what is sent beside a pass goes through the device's memory, or keeps it as long from the pass:
+    what messages read and write, copies in and out of their buffers, and units that they take.
+    `launch_s` is the host's time a kernel, 0 for the device's own, and
     `message_launch_s` its time a message inside a pass; with `blocks_launches` the host waits for
     each kernel before it launches the next; `micro_batch_s` a fixed time a micro batch,
     `step_s` one a step, `optimizer_passes` how often an update moves its states. `overhead_bytes`

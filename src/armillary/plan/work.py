@@ -132,7 +132,9 @@ class Keys:
         self.samples = grid.along("micro_batch_size", grid.micro_batch_sizes).astype(np.float64)
         self.table, self.shape = grid.table(("degrees", "region"), 1)
         self.is_single = grid.along("precision", [p == "float32" for p in grid.precisions])
-        self.is_quantised = grid.along("precision", [p in habits.QUANTISED for p in grid.precisions])
+        self.is_quantised = grid.along(
+            "precision", [p in habits.QUANTISED for p in grid.precisions]
+        )
         self.axes = axes
         self._known: dict[Op, Part] = {}
 
