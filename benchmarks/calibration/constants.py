@@ -152,8 +152,8 @@ HIDDEN = (
          spread=0.25, software=CORE),
     Free(name="sends waited for", field="exposes_sends", start=0.4, spread=0.3,
          software=MEGATRON + CORE + DEEPSPEED),
-    Free(name="memory taken beside messages, PyTorch", field="slowdown", start=4.0, spread=0.4,
-         software=TORCH),
+    Free(name="memory taken beside messages", field="slowdown", start=4.0, spread=0.4,
+         software=TORCH + CORE),
     Free(name="gradients hidden, InternEvo", field="hides_gradients", start=0.6, spread=0.25,
          software=INTERNEVO),
 )  # fmt: skip

@@ -39,8 +39,8 @@ Source: NVIDIA Transformer Engine, `Float8Quantizer` with row- and column-wise u
 OF_QUANTISING = ("matmul_start_s", "half_columns")
 """The efficiencies that tables of 8-bit products tell with the quantising of each, left out here.
 
-Source: aiconfigurator-core 0.12.0, tables of TensorRT-LLM: the fitted `half_columns` of fp8 is 1,500
-to 2,300 for 30 to 250 in bf16, which are 5 to 8 bytes for each element of the left factor.
+Source: aiconfigurator-core 0.12.0, tables of TensorRT-LLM: the fitted `half_columns` of fp8 is
+1,500 to 2,300 for 30 to 250 in bf16, which are 5 to 8 bytes for each element of the left factor.
 """
 KEPT = ("matmul", "attention", "convolution")
 """The kinds of op whose results selective recomputing keeps."""

@@ -28,8 +28,8 @@ class Work:
     """Seconds and bytes of one rank for one micro batch, if it held all of a part of the model.
 
     All broadcast to the grid. `backward_input_s` makes the gradients of activations,
-    `backward_weight_s` those of parameters; `again_s` is what selective recomputing repeats, `whole_again_s` what full
-    recomputing does. The
+    `backward_weight_s` those of parameters; `again_s` is what selective
+    recomputing repeats, `whole_again_s` what full recomputing does. The
     `_launch_s` are what the host needs to launch the kernels of a pass, beside which the device
     computes. `saved_bytes` autograd keeps, `selective_bytes` with selective recomputing;
     `workspace_bytes` is the most that one op needs besides; `num_parameters` are held before they
