@@ -351,8 +351,8 @@ def _exposed(
             beside = window * sent.rounds[axis, carries, phase] * part
             most = np.minimum(beside * share, seconds * (1.0 - 1.0 / max(num_blocks, 1)))
             if np.any(slower_s):
-                share = most / np.where(seconds > 0, seconds, 1.0)
-                slower = slower + share * sent.sizes[axis, carries, phase]
+                size = sent.sizes[axis, carries, phase]
+                slower = slower + most * (size / np.where(seconds > 0, seconds, 1.0))
             name = f"{axis} {carries}"
             terms[name] = terms.get(name, 0.0) + (seconds - most)
         terms["contention"] = terms.get("contention", 0.0) + slower_s * slower

@@ -96,7 +96,9 @@ def price_parts(graph: ModelGraph, device: Device, software: Software, grid: Gri
     """The work of every part of `graph` for each row, micro batch, region and precision."""
     keys, chosen = Keys.of(graph, grid)
     rates = rates_of(device, software, grid)
-    rates16 = rates_of(device, software, habits.in_16_bits(grid, device))
+    rates16 = rates
+    if keys.is_quantised.any():
+        rates16 = rates_of(device, software, habits.in_16_bits(grid, device))
     before = after = blocks = keys.nothing()
     block, num_blocks = keys.nothing(), 0
     for segment in graph.segments:
@@ -181,8 +183,8 @@ def rates_of(device: Device, software: Software, grid: Grid) -> compute.Rates:
         for name in names
         if hasattr(found[0], name)
     }
+    wide = [device.efficiency_of(p) for p in habits.in_16_bits(grid, device).precisions]
     for name in habits.OF_QUANTISING:
-        wide = [device.efficiency_of(p) for p in habits.in_16_bits(grid, device).precisions]
         measured[name] = grid.along("precision", [getattr(e, name) for e in wide])
     return compute.Rates(
         peak_flops_per_s=grid.along("precision", [device.peak(p) for p in grid.precisions]),
