@@ -17,7 +17,7 @@ CORE = ("megatron-core-2025", "megatron-core-2026")
 FSDP = ("torch-fsdp-2023", "llm-foundry-2023", "armillary")
 COMPILED = ("torch-fsdp2-2025",)
 INTERNEVO = ("internevo-2023",)
-XLA = ("xla-2021", "oneflow-2021")
+XLA = ("xla-2021", "xla-2021-experts", "oneflow-2021")
 NEURON = ("neuron-2024",)
 TORCH = FSDP + COMPILED + INTERNEVO
 
@@ -101,6 +101,8 @@ STREAMS = tuple(
     )
 )
 
+FLASH_1 = ("llm-foundry-2023", "internevo-2023")
+FLASH_2 = (*MEGATRON, "torch-fsdp-2023", "armillary", *COMPILED)
 ATTENTION = tuple(
     Free(
         name=f"fused attention, {name}",
@@ -111,8 +113,10 @@ ATTENTION = tuple(
         devices=devices,
     )
     for name, start, s, who, devices in (
-        ("FlashAttention on A100", 0.6, 0.12, (*MEGATRON, *TORCH), ("a100*", "a800*")),
-        ("FlashAttention 2 on H100", 0.35, 0.15, TORCH, ("h100*", "h200*")),
+        ("FlashAttention on A100", 0.7, 0.15, FLASH_1, ("a100*", "a800*")),
+        ("FlashAttention on H100", 0.35, 0.15, FLASH_1, ("h100*", "h200*")),
+        ("FlashAttention 2 on A100", 1.1, 0.15, FLASH_2, ("a100*", "a800*")),
+        ("FlashAttention 2 on H100", 0.6, 0.15, FLASH_2, ("h100*", "h200*")),
         ("cuDNN", 0.9, 0.12, CORE, ()),
     )
 )
@@ -146,12 +150,10 @@ HIDDEN = (
          software=CORE),
     Free(name="tensor messages hidden, Megatron-Core", field="hides_regions", start=0.6,
          spread=0.25, software=CORE),
-    Free(name="sends waited for, Megatron", field="exposes_sends", start=0.4, spread=0.3,
-         software=MEGATRON + CORE),
-    Free(name="sends waited for, Megatron-DeepSpeed", field="exposes_sends", start=2.0, spread=0.4,
-         software=DEEPSPEED),
-    Free(name="slower beside messages, PyTorch", field="slowdown", start=0.08, spread=0.3,
-         software=TORCH),
+    Free(name="sends waited for", field="exposes_sends", start=0.4, spread=0.3,
+         software=MEGATRON + CORE + DEEPSPEED),
+    Free(name="memory taken beside messages", field="slowdown", start=4.0, spread=0.4,
+         software=TORCH + CORE),
     Free(name="gradients hidden, InternEvo", field="hides_gradients", start=0.6, spread=0.25,
          software=INTERNEVO),
 )  # fmt: skip

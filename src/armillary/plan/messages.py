@@ -9,6 +9,7 @@ import numpy as np
 
 from armillary.axes import Axis, discover
 from armillary.axes.stages.balance import stages_per_rank
+from armillary.plan import habits
 from armillary.plan.grid import Column, Grid
 from armillary.plan.lanes import Lanes, Learnt
 from armillary.plan.software import Software
@@ -71,9 +72,12 @@ def sent_by(
 ) -> Iterator[Sent]:
     """What `axis` sends in a step as the program does; `graph` is folded, `reads` of `Learnt`."""
     told = _between_stages(software, grid) if axis.splits_module else grid
+    if software.selective_keeps == "attention":  # what is repeated of a block sends nothing
+        none = tuple("none" if r == "selective" else r for r in told.recomputes)
+        told = replace(told, recomputes=none)
     is_left_out = software.deals == "with ends" and axis.splits_module
     rounds = grid.along("schedule", [float(stages_per_rank(s, n)) for s, n in grid.schedules])
-    for one in sent_along(axis, graph, told, global_batch_size, reads):
+    for one in sent_along(axis, habits.as_sent(graph, software), told, global_batch_size, reads):
         if is_left_out and one.transfer.carries == "activations":
             one = replace(one, per_step=one.per_step * rounds)
         yield one

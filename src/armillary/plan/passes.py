@@ -66,7 +66,7 @@ def _total(parts: Parts, place: Place) -> Column:
 
 def again_s(parts: Parts, grid: Grid) -> Column:
     """What recomputing costs a block, along the choices of recomputing."""
-    full = parts.blocks.forward_s / max(parts.num_blocks, 1)
+    full = parts.blocks.whole_again_s / max(parts.num_blocks, 1)
     some = parts.blocks.again_s / max(parts.num_blocks, 1)
     by_choice = {"none": 0.0 * full, "selective": some + 0.0 * full, "full": full}
     return np.concatenate([by_choice[choice] for choice in grid.recomputes], axis=RECOMPUTE)

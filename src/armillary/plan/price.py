@@ -85,7 +85,8 @@ def price(
     memory = bytes_by_category(graph, parts, dealt, software, grid, micro)
     sent = _sort(messages, software, grid, micro)
     terms = _passes(ranks, sent, software, grid, micro)
-    terms |= _exposed(ranks, sent, software, parts.num_blocks)
+    moved_s = software.slowdown / machine.device.memory_bytes_per_s
+    terms |= _exposed(ranks, sent, software, parts.num_blocks, moved_s)
     terms |= once_a_step(graph, memory, machine, software, grid, sends=sends)
     terms["slowest replica"] = _slowest(terms, software, grid)
     if is_used(grid):
@@ -225,6 +226,7 @@ class _Sent:
 
     inside: Mapping[str, Column]
     beside: Mapping[Kind, Column]
+    sizes: Mapping[Kind, Column]
     launch_s: Column
     rounds: Mapping[Kind, Column]
 
@@ -252,7 +254,8 @@ def _sort(messages: Messages, software: Software, grid: Grid, micro: Column) -> 
         total = total * (1.0 - hidden_inside(discover()[axis], software))
         inside[axis] = inside.get(axis, 0.0) + total
     beside = {k: v for k, v in seconds.items() if k[1] not in ("activations", "counts")}
-    return _Sent(inside, beside, calls * software.message_launch_s, messages.rounds)
+    launch_s = calls * software.message_launch_s
+    return _Sent(inside, beside, messages.bytes, launch_s, messages.rounds)
 
 
 def hidden_inside(axis: Axis, software: Software) -> float:
@@ -347,10 +350,13 @@ def _slowest(terms: Mapping[str, Column], software: Software, grid: Grid) -> Col
     return np.asarray(busy * compute.slowest_of(grid.batch_ranks, software.spread))
 
 
-def _exposed(ranks: Ranks, sent: _Sent, software: Software, num_blocks: int) -> dict[str, Column]:
+def _exposed(
+    ranks: Ranks, sent: _Sent, software: Software, num_blocks: int, slower_s: Any
+) -> dict[str, Column]:
     """What is left of gradients and gathered parameters when the passes have hidden the rest.
 
-    What is sent beside the same pass shares the time that it takes.
+    What is sent beside the same pass shares the time that it takes, and makes it longer by
+    `slower_s` a byte.
     """
     backward = ranks.mean.backward_input_s + ranks.mean.backward_weight_s + ranks.again_s
     again_launch = ranks.forward_launch_s * (ranks.again_s > 0)
@@ -362,16 +368,18 @@ def _exposed(ranks: Ranks, sent: _Sent, software: Software, num_blocks: int) -> 
     for phase, window in windows.items():
         of_phase = {k: v for k, v in sent.beside.items() if k[2] == phase}
         total: Any = sum(of_phase.values(), np.zeros((1,) * len(DIMS)))
-        hidden: Any = 0.0
+        slower: Any = 0.0
         for (axis, carries, _), seconds in of_phase.items():
             share = software.hides_gradients if carries == "gradients" else software.hides_gathers
             part = seconds / np.where(total > 0, total, 1.0)
             beside = window * sent.rounds[axis, carries, phase] * part
             most = np.minimum(beside * share, seconds * (1.0 - 1.0 / max(num_blocks, 1)))
-            hidden = hidden + most if np.any(software.slowdown) else 0.0
+            if np.any(slower_s):
+                size = sent.sizes[axis, carries, phase]
+                slower = slower + most * (size / np.where(seconds > 0, seconds, 1.0))
             name = f"{axis} {carries}"
             terms[name] = terms.get(name, 0.0) + (seconds - most)
-        terms["contention"] = terms.get("contention", 0.0) + software.slowdown * hidden
+        terms["contention"] = terms.get("contention", 0.0) + slower_s * slower
     for (axis, carries, phase), seconds in sent.beside.items():
         if phase not in windows:
             terms[f"{axis} {carries}"] = terms.get(f"{axis} {carries}", 0.0) + seconds

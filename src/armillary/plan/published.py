@@ -45,6 +45,12 @@ Source: pytorch/torchtitan benchmarks/asyncTP_llama3_h100_2025-06, with and with
 """
 HEAD_DIMS = (("qwen3", 128), ("gpt ?oss", 64))
 """Widths of a head that are not hidden / heads, by model: the published configuration files."""
+HEAD_WIDTHS = ((1024, (64, 96, 128, 80)), (3072, (96, 128, 64, 80)), (10**9, (128, 96, 64, 80)))
+"""Widths of a head where a row does not say how many there are, by hidden size up to.
+
+Source: Brown et al. 2020, arXiv 2005.14165, table 2.1; Narayanan et al. 2021, arXiv 2104.04473,
+table 1.
+"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -210,8 +216,9 @@ def _words(run: Run, program: Software) -> str:
 
 
 def _heads(run: Run) -> int:
-    """Heads of a usual width that the tensor axis shares evenly."""
-    usual = (run.hidden // width for width in (128, 96, 64, 80) if run.hidden % width == 0)
+    """Heads of a usual width, as models of that size have, that the tensor axis shares evenly."""
+    widths = next(found for most, found in HEAD_WIDTHS if run.hidden <= most)
+    usual = (run.hidden // width for width in widths if run.hidden % width == 0)
     return next((h for h in usual if h % max(run.tensor, 1) == 0), max(1, run.hidden // 128))
 
 
@@ -250,7 +257,7 @@ def _routed(run: Run, sizes: dict[str, object], program: Software) -> str:
     chosen = told(r"top-(\d+)", 2)
     if "GShard" in run.model:
         words = {"experts": experts, "chosen": chosen, "fused": "false"}
-        words |= {"group": told(r"group size (\d+)", run.seq)}
+        words |= {"group": told(r"group size (\d+)", run.seq), "ffn": _told_by_count(run, experts)}
         return _said("gpt", sizes | words | {"dropout": program.dropout})
     inner = told(r"(?:moe_ffn|expert ffn) (\d+)", run.ffn)
     if "MLA" in run.notes:
@@ -259,6 +266,24 @@ def _routed(run: Run, sizes: dict[str, object], program: Software) -> str:
         return _said("deepseek", {k: v for k, v in sizes.items() if k != "kv_heads"} | own)
     own = {"experts": experts, "chosen": chosen, "expert_ffn": inner}
     return _said("moe", {k: v for k, v in sizes.items() if k != "ffn"} | own)
+
+
+def _told_by_count(run: Run, experts: int) -> int:
+    """The inner width of GShard's feed-forwards: as the row says, or twice that.
+
+    What fits the count of parameters: half of the blocks have experts of two matrices each.
+    """
+    width = run.ffn or 4 * run.hidden
+    half = run.layers // 2
+    rest = 4 * run.layers * run.hidden**2 + run.hidden * (run.vocab or USUAL_VOCAB)
+
+    def misses(inner: int) -> float:
+        experts_and_dense = (half * experts + run.layers - half) * 2 * run.hidden * inner
+        return abs(rest + experts_and_dense - run.num_parameters)
+
+    if not run.num_parameters:
+        return width
+    return min((width, 2 * width), key=misses)
 
 
 # ----------------------------------------------------------------------------------------- layout

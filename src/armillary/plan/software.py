@@ -28,7 +28,8 @@ class Software(Document):
     of the sequence, `fuses_scores` that scale, mask and softmax of one that does are one kernel
     where it takes them (`plan/habits.py`). `selective_keeps` is what selective recomputing keeps:
     "matmul" their results, or those of "every second matmul", or "attention" all but what is inside
-    one. `fuses_kept` says that fused kernels keep less for the backward pass, and `loss_bytes` are
+    one. With `stops_early` a block is run again as far as something is kept of it, otherwise whole.
+    `fuses_kept` says that fused kernels keep less for the backward pass, and `loss_bytes` are
     those of a logit, with all of its loss, when they are most; 0 as the graph tells. `cuts_norms`
     is whether tensor parallelism cuts norms where a run does not say.
 
@@ -36,8 +37,10 @@ class Software(Document):
     `deals` is how blocks are dealt to stages (`plan/stages.py`), `takes_few` whether 1f1b runs with
     fewer micro batches than stages. `exposes_sends` is the share of a
     pipeline's messages that ranks wait for; with `slices_sends` each rank of a tensor group sends
-    its part of them. `slowdown` is the share of the device that messages take while they run beside
-    a pass. `launch_s` is the host's time a kernel, 0 for the device's own, and
+    its part of them. `slowdown` is how often
+    what is sent beside a pass goes through the device's memory, or keeps it as long from the pass:
+    what messages read and write, copies in and out of their buffers, and units that they take.
+    `launch_s` is the host's time a kernel, 0 for the device's own, and
     `message_launch_s` its time a message inside a pass; with `blocks_launches` the host waits for
     each kernel before it launches the next; `micro_batch_s` a fixed time a micro batch,
     `step_s` one a step, `optimizer_passes` how often an update moves its states. `overhead_bytes`
@@ -69,6 +72,7 @@ class Software(Document):
     has_fused_attention: bool = True
     fuses_scores: bool = False
     selective_keeps: str = "matmul"
+    stops_early: bool = True
     hides_gradients: float = 1.0
     hides_gathers: float = 1.0
     exposes_sends: float = 1.0

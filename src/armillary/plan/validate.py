@@ -1,5 +1,6 @@
 """Predictions beside measured runs: errors by source and kind, memory, what fits, and ranks."""
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ class Compared:
     """A run and what the plan says of it; nan where the row, or the plan, has no such number."""
 
     run: Run
+    program: str
     step_s: float
     memory_bytes: float
     allocated_bytes: float
@@ -99,6 +101,8 @@ class Ranked:
 
     `regret` is what our first choice takes longer than the fastest, `tau` Kendall's, and
     `tau_apart` that of the pairs which were measured further apart than `APART`; nan of none.
+    `tau_most` is the mean that a plan without error would reach, by how runs scatter that a table
+    does not tell apart.
     """
 
     what: str
@@ -106,6 +110,24 @@ class Ranked:
     regret: float
     tau: float
     tau_apart: float
+    tau_most: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Scatter:
+    """How far runs lie apart that are the same to a plan: one task, layout and program.
+
+    Of `num_pairs` of them the `median` and the `ninetieth` of |log(one / other)|; nan of none.
+    """
+
+    num_pairs: int
+    median: float
+    ninetieth: float
+
+    @property
+    def deviation(self) -> float:
+        """The standard deviation of one run; a normal one's median distance is 0.954 of it."""
+        return self.median / 0.954 if self.num_pairs else np.nan
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -139,13 +161,32 @@ class Validation:
         return sum(c.fits == (c.run.outcome != "oom") for c in rows), len(rows)
 
     @property
-    def ranked(self) -> tuple[Ranked, ...]:
-        """Every set of layouts that is published of one model on one machine."""
-        sets: dict[Hashable, list[Compared]] = defaultdict(list)
+    def _sets(self) -> Iterable[tuple[Hashable, dict[Hashable, list[Compared]]]]:
+        """Runs with a step time by task, and of each by layout."""
+        sets: dict[Hashable, dict[Hashable, list[Compared]]] = {}
         for one in self.compared:
             if np.isfinite(one.step_error):
-                sets[_same_task(one.run)].append(one)
-        found = (_ranked(str(key), rows) for key, rows in sets.items())
+                layouts = sets.setdefault((one.program, *_same_task(one.run)), {})
+                layouts.setdefault(_layout(one.run), []).append(one)
+        return sets.items()
+
+    @property
+    def scatter(self) -> Scatter:
+        """How far runs lie apart that are the same to a plan; what no plan can be truer than."""
+        apart: list[float] = []
+        for _, layouts in self._sets:
+            for rows in layouts.values():
+                theirs = np.log([c.run.step_s for c in rows])
+                first, second = np.triu_indices(len(rows), 1)
+                apart += np.abs(theirs[first] - theirs[second]).tolist()
+        found = Errors.of(apart)
+        return Scatter(num_pairs=len(apart), median=found.median, ninetieth=found.ninetieth)
+
+    @property
+    def ranked(self) -> tuple[Ranked, ...]:
+        """Every set of layouts that is published of one model on one machine."""
+        deviation = self.scatter.deviation
+        found = (_ranked(str(key), layouts, deviation) for key, layouts in self._sets)
         return tuple(one for one in found if one is not None)
 
     def to_dict(self) -> dict[str, Any]:
@@ -221,6 +262,7 @@ def compare(what: Subject) -> Compared:
         raise ValueError("the plan has no time for it")
     return Compared(
         run=what.run,
+        program=what.software.name,
         step_s=step_s,
         memory_bytes=float(priced.memory_bytes.ravel()[0]),
         allocated_bytes=float(
@@ -237,7 +279,7 @@ def _why(error: Exception) -> str:
     return str(error)
 
 
-def _same_task(run: Run) -> Hashable:
+def _same_task(run: Run) -> tuple[Hashable, ...]:
     """What two runs share whose layouts may be compared."""
     sizes = (run.layers, run.hidden, run.heads, run.seq, run.vocab)
     return (
@@ -252,28 +294,33 @@ def _same_task(run: Run) -> Hashable:
     )
 
 
-def _ranked(what: str, rows: Sequence[Compared]) -> Ranked | None:
-    layouts = {_layout(c.run): c for c in rows}
+def _ranked(what: str, layouts: dict[Hashable, list[Compared]], deviation: float) -> Ranked | None:
+    """The order of some layouts, those measured more than once by their middle."""
     if len(layouts) < LEAST_RANKED:
         return None
-    theirs = np.array([c.run.step_s for c in layouts.values()])
-    ours = np.array([c.step_s for c in layouts.values()])
+    theirs = np.array([np.median([c.run.step_s for c in rows]) for rows in layouts.values()])
+    ours = np.array([np.median([c.step_s for c in rows]) for rows in layouts.values()])
     agree = np.sign(theirs[:, None] - theirs) * np.sign(ours[:, None] - ours)
     pairs = np.triu_indices(len(theirs), 1)
-    apart = np.abs(np.log(theirs[:, None] / theirs))[pairs] > APART
+    distance = np.abs(np.log(theirs[:, None] / theirs))[pairs]
+    apart = distance > APART
+    known = [math.erf(d / (2.0 * deviation)) for d in distance] if deviation > 0 else [1.0]
     return Ranked(
         what=what,
         num_layouts=len(layouts),
         regret=float(theirs[np.argmin(ours)] / theirs.min() - 1.0),
         tau=float(np.mean(agree[pairs])),
         tau_apart=float(np.mean(agree[pairs][apart])) if apart.any() else np.nan,
+        tau_most=float(np.mean(known)),
     )
 
 
 def _layout(run: Run) -> Hashable:
+    """What tells layouts apart; a stage of sharding only where there are ranks to share."""
     degrees = (run.tensor, run.pipeline, run.stages_per_rank, run.sequence, run.expert, run.data)
-    rest = (run.zero, run.cuts_norms, run.recompute, run.schedule, run.micro_batch_size)
-    return (*degrees, *rest)
+    inner = max(run.tensor, 1) * max(run.pipeline, 1) * max(run.sequence, 1)
+    zero = run.zero if run.num_devices > inner else -1
+    return (*degrees, zero, run.cuts_norms, run.recompute, run.schedule, run.micro_batch_size)
 
 
 def _told(errors: Errors) -> dict[str, Any]:

@@ -66,6 +66,20 @@ def _of_ranks(found: Validation) -> list[str]:
         f"worst {max(r.regret for r in ranked):.1%}",
         f"  Kendall's tau: median {median(r.tau for r in ranked):.2f}; of pairs measured more than "
         f"{APART:.0%} apart: median {median(apart):.2f}, of {len(apart)} sets",
+        *_of_scatter(found),
+    ]
+
+
+def _of_scatter(found: Validation) -> list[str]:
+    """What the runs themselves leave open: those that the table does not tell apart."""
+    scatter = found.scatter
+    if not scatter.num_pairs:
+        return ["  no two runs are the same to a plan, so that how they scatter is not known"]
+    most = median(r.tau_most for r in found.ranked)
+    return [
+        f"  runs that are the same to a plan differ by {scatter.median:.1%} in the middle, nine in "
+        f"ten of {scatter.num_pairs} pairs within {scatter.ninetieth:.0%}:",
+        f"  a plan without error would reach a tau of {most:.2f} in the middle",
     ]
 
 

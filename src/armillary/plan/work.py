@@ -21,7 +21,6 @@ ENTRY = Op(path="", kind="stream", name="entry", tokens=True)
 
 FULL_PRODUCTS = ("float32", "float64")
 """The precisions whose products are computed in full, by units that are not for matrices."""
-QUANTISED = ("float8", "float4")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +28,8 @@ class Work:
     """Seconds and bytes of one rank for one micro batch, if it held all of a part of the model.
 
     All broadcast to the grid. `backward_input_s` makes the gradients of activations,
-    `backward_weight_s` those of parameters; `again_s` is what selective recomputing repeats. The
+    `backward_weight_s` those of parameters; `again_s` is what selective
+    recomputing repeats, `whole_again_s` what full recomputing does. The
     `_launch_s` are what the host needs to launch the kernels of a pass, beside which the device
     computes. `saved_bytes` autograd keeps, `selective_bytes` with selective recomputing;
     `workspace_bytes` is the most that one op needs besides; `num_parameters` are held before they
@@ -40,6 +40,7 @@ class Work:
     backward_input_s: Column
     backward_weight_s: Column
     again_s: Column
+    whole_again_s: Column
     forward_launch_s: Column
     backward_launch_s: Column
     saved_bytes: Column
@@ -120,10 +121,13 @@ def _parts(graph: ModelGraph, device: Device, software: Software, keys: "Keys") 
     """Those of the keys alone."""
     grid = keys.grid
     rates = rates_of(device, software, grid)
+    rates16 = rates
+    if keys.is_quantised.any():
+        rates16 = rates_of(device, software, habits.in_16_bits(grid, device))
     before = after = blocks = keys.nothing()
     block, num_blocks = keys.nothing(), 0
     for segment in graph.segments:
-        work = _segment(segment, graph, rates, software, keys)
+        work = _segment(segment, graph, (rates, rates16), software, keys)
         if segment.path:
             blocks, num_blocks = blocks.then(work, segment.repeats), num_blocks + segment.repeats
             block = _dearer(block, work)
@@ -156,7 +160,9 @@ class Keys:
         self.samples = grid.along("micro_batch_size", grid.micro_batch_sizes).astype(np.float64)
         self.table, self.shape = grid.table(("degrees", "region"), 1)
         self.is_single = grid.along("precision", [p == "float32" for p in grid.precisions])
-        self.is_quantised = grid.along("precision", [p in QUANTISED for p in grid.precisions])
+        self.is_quantised = grid.along(
+            "precision", [p in habits.QUANTISED for p in grid.precisions]
+        )
         self.axes = axes
 
     @classmethod
@@ -211,6 +217,9 @@ def rates_of(device: Device, software: Software, grid: Grid) -> compute.Rates:
         for name in names
         if hasattr(found[0], name)
     }
+    wide = [device.efficiency_of(p) for p in habits.in_16_bits(grid, device).precisions]
+    for name in habits.OF_QUANTISING:
+        measured[name] = grid.along("precision", [getattr(e, name) for e in wide])
     return compute.Rates(
         peak_flops_per_s=grid.along("precision", [device.peak(p) for p in grid.precisions]),
         memory_bytes_per_s=device.memory_bytes_per_s,
@@ -226,17 +235,28 @@ def rates_of(device: Device, software: Software, grid: Grid) -> compute.Rates:
 
 
 def _segment(
-    segment: Segment, graph: ModelGraph, rates: compute.Rates, software: Software, keys: Keys
+    segment: Segment,
+    graph: ModelGraph,
+    both_rates: tuple[compute.Rates, compute.Rates],
+    software: Software,
+    keys: Keys,
 ) -> Work:
-    """The ops one after the other, and what the host needs to launch their kernels."""
+    """The ops one after the other, and what the host needs to launch their kernels.
+
+    `both_rates` are those of the grid's precisions, and of what stays in 16 bits there.
+    """
+    rates, rates16 = both_rates
     casts = np.where(rates.is_full, 1.0, 1.0 + software.cast_kernels)
     own_s = np.asarray(software.launch_s, np.float64)
     launch_s = np.where(own_s > 0, own_s, rates.launch_s) * casts
     total = keys.nothing()
     for task, number in habits.tasks(segment).items():
         op = task.op
+        own = rates if habits.is_quantised(op) else rates16
+        is_again = task.is_needed_again or not software.stops_early
         work = replace(
-            _op(op, graph, rates, software, keys, task.is_in_attention),
+            _op(op, graph, own, software, keys, task.is_in_attention),
+            **({} if is_again else {"whole_again_s": 0.0 * keys.samples}),
             forward_launch_s=total.forward_launch_s * 0.0 + launch_s * op.count * op.num_kernels,
             backward_launch_s=total.backward_launch_s * 0.0
             + launch_s * op.count * op.num_backward_kernels,
@@ -246,6 +266,7 @@ def _segment(
     return replace(
         total,
         forward_s=total.forward_s + waited_s,
+        whole_again_s=total.whole_again_s + waited_s,
         backward_input_s=total.backward_input_s + waited_s,
     )
 
@@ -287,6 +308,7 @@ def _op(
         backward_input_s=back_input,
         backward_weight_s=back_weight * (software.trains_weights or not op.parameter_bytes),
         again_s=(1.0 - kept) * forward,
+        whole_again_s=forward,
         forward_launch_s=nothing,
         backward_launch_s=nothing,
         saved_bytes=saved,
@@ -321,6 +343,10 @@ def _matmul(
     of_inputs = compute.matmul_s(rows, inner, columns, batch, rates)
     of_weights = compute.matmul_s(inner, columns, rows, batch, rates)
     has_inputs = op.backward_flops > 1.5 * op.flops or not op.parameter_bytes
+    if habits.is_quantised(op) and keys.is_quantised.any():
+        cast_s = keys.is_quantised * compute.stream_s(habits.CAST_BYTES, rates)
+        forward = forward + rows * inner * batch * cast_s * (op.saved_bytes > 0)
+        of_inputs = of_inputs + rows * columns * batch * cast_s
     return forward, of_inputs * has_inputs, of_weights * (op.backward_flops > 0)
 
 

@@ -9,8 +9,9 @@ from armillary.axes import Axis, discover
 from armillary.axes.stages.balance import stages_per_rank
 from armillary.plan.folding import fold
 from armillary.plan.grid import Grid
+from armillary.plan.lanes import Learnt
 from armillary.plan.memory import bytes_by_category
-from armillary.plan.messages import scale, sent_by
+from armillary.plan.messages import price_messages, scale, sent_by
 from armillary.plan.offload import is_used
 from armillary.plan.passes import again_s
 from armillary.plan.price import (
@@ -28,6 +29,9 @@ from armillary.plan.work import Parts
 from armillary.spec import Machine, ModelGraph
 from armillary.spec.workload import Message, StageWork, Workload
 
+MOST_TAKEN = 0.9
+"""The share of a device that messages take at most while they run: passes never stand still."""
+
 
 def workload_of(
     graph: ModelGraph, machine: Machine, software: Software, alone: Grid, global_batch_size: int
@@ -42,10 +46,10 @@ def workload_of(
     dealt = deal(alone, max(parts.num_blocks, 1), head_blocks(parts), software.deals)
     memory = bytes_by_category(graph, parts, dealt, software, alone, micro)
     once = once_a_step(graph, memory, machine, software, alone)
-    moved_s = 0.0
-    if is_used(alone):  # what is moved to the host and not hidden
-        priced = price(graph, machine, software, alone, global_batch_size=global_batch_size)
-        moved_s = only(priced.terms["offload"])
+    priced = price(graph, machine, software, alone, global_batch_size=global_batch_size)
+    moved_s = only(priced.terms["offload"]) if is_used(alone) else 0.0  # and not hidden
+    slowdown, rest_s = _slowdown(folded, machine, software, alone, global_batch_size)
+    rest_s = min(rest_s, only(priced.terms["contention"]))
     schedule, option = alone.schedules[0]
     axes = discover()
     degrees = {a: int(alone.degrees[a][0]) for a in alone.orders[0] if a in alone.degrees}
@@ -65,13 +69,31 @@ def workload_of(
             for message in _messages(axes[name], folded, software, alone, global_batch_size)
         ),
         update_s=only(once["optimiser"]),
-        step_s=only(once["step"]) + moved_s,
+        step_s=only(once["step"]) + moved_s + rest_s,
         micro_batch_s=software.micro_batch_s,
         message_launch_s=software.message_launch_s,
-        slowdown=software.slowdown,
+        slowdown=slowdown,
         exposes_sends=software.exposes_sends,
         spread=software.spread,
     )
+
+
+def _slowdown(
+    folded: ModelGraph, machine: Machine, software: Software, alone: Grid, global_batch_size: int
+) -> tuple[float, float]:
+    """The share of the device that messages beside passes take while they run, and the seconds of a
+    step that they take of it besides, where that is more than `MOST_TAKEN`.
+    """
+    messages = price_messages(folded, Learnt.of(machine), software, alone, global_batch_size)
+    beside = [kind for kind in messages.seconds if kind[2] in ("forward", "backward")]
+    beside = [kind for kind in beside if kind[1] not in ("activations", "counts")]
+    seconds = sum(only(messages.seconds[kind]) for kind in beside)
+    size = sum(only(messages.bytes[kind]) for kind in beside)
+    if not seconds:
+        return 0.0, 0.0
+    taken_s = software.slowdown * size / machine.device.memory_bytes_per_s
+    share = min(taken_s / seconds, MOST_TAKEN)
+    return share, taken_s - share * seconds
 
 
 def _stages(parts: Parts, dealt: Dealt, alone: Grid) -> tuple[StageWork, ...]:
