@@ -73,18 +73,19 @@ def _letting_go() -> Iterator[None]:
     """A context in which whoever waits for a collective waits a little longer."""
     import torch.distributed as dist
 
-    wait = dist.Work.wait
+    kind: Any = dist.Work
+    wait = kind.wait
 
     def patient(work: Any, *args: Any, **kwargs: Any) -> Any:
         found = wait(work, *args, **kwargs)
         time.sleep(LET_GO_S)
         return found
 
-    dist.Work.wait = patient
+    kind.wait = patient
     try:
         yield
     finally:
-        dist.Work.wait = wait
+        kind.wait = wait
 
 
 def _step(case: Any) -> Any:

@@ -142,7 +142,6 @@ def test_a_graph_read_folded_is_the_whole_graph() -> None:
         ("gpt", ""),
         ("moe", "recompute=full"),
         ("gpt", "sharded=2,micro_batch_size=2"),
-        ("gpt", "data=2"),
         ("gpt", "pipeline=2,micro_batch_size=2"),
         ("gpt", "tensor=2"),
     ],
