@@ -14,7 +14,7 @@ from armillary.plan.software import Software
 from armillary.spec import Device, ModelGraph, Op, Segment
 
 if TYPE_CHECKING:
-    from armillary.plan.work import Keys
+    from armillary.plan.parts import Keys
 
 UNFUSED_TIMES = 3.0
 """For each of them that many kernels run where it refuses: to 32 bits, the op itself, and back.

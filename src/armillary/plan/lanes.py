@@ -19,7 +19,7 @@ class Learnt:
     """What pricing one grid teaches for the next, of the same model on the same machine.
 
     `reads` are by axis the dims of a grid that its traffic was seen to depend on, `parts` the work
-    of ranks by what it depends on (`plan.work.price_parts`), on the same devices.
+    of ranks by what it depends on (`plan.parts.price_parts`), on the same devices.
     """
 
     fares: Fares

@@ -118,11 +118,11 @@ def price_parts_of(
     grid: Grid,
     known: dict[bytes, Parts] | None = None,
 ) -> Parts:
-    """The work of a folded graph on one rank; `known` as of `plan.work.price_parts`.
+    """The work of a folded graph on one rank; `known` as of `plan.parts.price_parts`.
 
     Raises: `SpecError` if the graph has no ops.
     """
-    from armillary.plan.work import price_parts
+    from armillary.plan.parts import price_parts
 
     if not graph.segments:
         raise SpecError(
