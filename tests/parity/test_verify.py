@@ -286,6 +286,11 @@ def test_dropout_is_off_so_that_steps_can_be_compared(say: Any) -> None:
     assert found.code == 0
 
 
+def test_what_a_model_draws_is_held_so_that_steps_can_be_compared(say: Any) -> None:
+    found = say(str(CASES / "noise.py"), "--layout", "data=2,recompute=full")
+    assert found.code == 0, found.out
+
+
 # --------------------------------------------------------------------------------- a new axis
 def with_toy(folder: str, function: Any, *args: Any) -> Any:
     """`function(*args)` in a process that finds one more axis in `folder`."""

@@ -170,3 +170,21 @@ def test_the_endings_of_the_measured_shots(shared_data: Path) -> None:
     assert sum(e.is_disruption for e in endings) == 371
     assert sum(e.is_soft for e in endings) == 197
     assert len(endings) == 631
+
+
+def test_the_loss_is_a_mean_over_shots(table: Path) -> None:
+    """So that ranks may have some of the shots each: a bag's shots are not counted in a batch."""
+    shots = splits_of(table)["train"]
+    model = fusion.build(shots.shots, "gru", members=4, hidden_size=8, dropout=0.0).double()
+    for group in model.groups:
+        group.noise = 0.0
+    batch = [shots[i] for i in range(7)]
+    whole = fusion.loss(model, doubled(fusion.collate(batch)))
+    alone = [fusion.loss(model, doubled(fusion.collate([shot]))) for shot in batch]
+    assert whole.dtype == torch.float64
+    assert whole.item() == pytest.approx(torch.stack(alone).mean().item(), rel=1e-6)
+
+
+def doubled(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A batch whose fractions have 64 bits."""
+    return {name: v.double() if v.is_floating_point() else v for name, v in batch.items()}

@@ -9,7 +9,8 @@ from armillary.models import read
 from armillary.spec import Layout, ModelGraph
 from armillary.step.precision import Precision
 from armillary.step.recipe import Recipe
-from armillary.verify.program import Program, example, without_dropout
+from armillary.verify.chance import WithoutDropout
+from armillary.verify.program import Program, example
 from armillary.verify.shrink import TINY, build, shrink
 
 NUM_STEPS = 3
@@ -44,7 +45,7 @@ def prepare(
         batch_size=batch_size,
         clip_norm=_clip_norm(recipe),
     )
-    with without_dropout():
+    with WithoutDropout():
         precision = Precision(Layout(precision="float64"), torch.device("cpu"))
         call, count = example(recipe, program, precision, precision.device)
         smaller = shrink(recipe, lambda model: call(model.double()))

@@ -4,8 +4,7 @@ It is the step that `train` runs (`step/stepper.py`), on the same axes; only wha
 batches are is smaller. The serial program is the same on a layout without axes.
 """
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -15,7 +14,6 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 from torch.distributed.tensor import DTensor
-from torch.overrides import TorchFunctionMode
 
 from armillary.feeds import Share
 from armillary.spec import Layout
@@ -27,6 +25,7 @@ from armillary.step.precision import Precision
 from armillary.step.recipe import Recipe, load_recipe
 from armillary.step.stepper import Stepper, StepResult
 from armillary.step.world import World, join
+from armillary.verify.chance import WithoutDropout, WithoutNoise
 from armillary.verify.shapes import keep_shapes
 from armillary.verify.shrink import build
 
@@ -107,13 +106,14 @@ def run(program: Program, layout: Layout) -> Trace:
     """
     if layout.num_ranks > 1:
         keep_shapes()
-    with join(layout, "cpu") as world, without_dropout():
+    with join(layout, "cpu") as world, WithoutDropout():
         trace = Trace()
         stepper, feed = start(program, layout, world, partial(ObservedStepper, trace))
         if layout.num_ranks == 1:
             trace.begun = _parameters(stepper.model) | _buffers(stepper.model)
         for index, step in enumerate(feed.steps()):
-            result = stepper.run(step, index, stop=False)
+            with WithoutNoise():
+                result = stepper.run(step, index, stop=False)
             trace.losses.append(result.loss)
             trace.norms.append(result.grad_norm or 0.0)
         trace.parameters, trace.buffers = _parameters(stepper.model), _buffers(stepper.model)
@@ -193,33 +193,3 @@ def _array(tensor: Any) -> NDArray[Any]:
     """A tensor, or the whole that a DTensor stands for, as an array of its own."""
     found = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
     return np.array(found.detach().cpu())
-
-
-@contextlib.contextmanager
-def without_dropout() -> Iterator[None]:
-    """Dropout does nothing inside: what it drops depends on the layout, by intent."""
-    with _WithoutDropout():
-        yield
-
-
-class _WithoutDropout(TorchFunctionMode):
-    def __torch_function__(
-        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        if function in DROPOUTS:
-            return args[0] if args else kwargs["input"]
-        kwargs = kwargs or {}
-        if function is nn.functional.scaled_dot_product_attention:
-            causal = dict(zip(("is_causal",), args[5:6], strict=False))
-            args, kwargs = args[:4], {**kwargs, **causal, "dropout_p": 0.0}
-        return function(*args, **kwargs)
-
-
-DROPOUTS = {
-    nn.functional.dropout,
-    nn.functional.dropout1d,
-    nn.functional.dropout2d,
-    nn.functional.dropout3d,
-    nn.functional.alpha_dropout,
-    nn.functional.feature_alpha_dropout,
-}

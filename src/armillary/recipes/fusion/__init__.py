@@ -140,18 +140,15 @@ def collate(samples: Sequence[Batch]) -> Batch:
 
 def loss(model: nn.Module, batch: Batch) -> torch.Tensor:
     logits_KBTO = model(batch["features"])
-    members = len(logits_KBTO)
-    bag_KB = (
-        shown(batch["shot"], members)
-        if model.training
-        else torch.ones(members, len(batch["shot"]), device=logits_KBTO.device)
-    )
+    bag_KB: torch.Tensor | float = 1.0
+    if model.training:
+        bag_KB = shown(batch["shot"], len(logits_KBTO)) / BAG_SHARE
     row = torch.arange(logits_KBTO.shape[2], device=logits_KBTO.device)
     before_BT = row <= batch["fall_row"][:, None]
-    hardness_B, weight_B = batch["hardness"].float(), batch["weight"].float()
+    hardness_B, weight_B = at_least_single(batch["hardness"]), at_least_single(batch["weight"])
 
-    ends_KBT = logits_KBTO[..., ENDS_HARD].float()
-    target_KBT = hardness_B[:, None].expand_as(ends_KBT)
+    ends_KBT = at_least_single(logits_KBTO[..., ENDS_HARD])
+    target_KBT = hardness_B[:, None].to(ends_KBT.dtype).expand_as(ends_KBT)
     each_KBT = F.binary_cross_entropy_with_logits(ends_KBT, target_KBT, reduction="none")
     judged_BT = before_BT & (row >= FIRST_JUDGED_ROW)
     ending_KB = masked_mean(each_KBT, judged_BT) * weight_B
@@ -159,12 +156,12 @@ def loss(model: nn.Module, batch: Batch) -> torch.Tensor:
     scored_BT = judged_BT & (row <= batch["fall_row"][:, None] - LEAD_ROWS)
     highest_KB = soft_maximum(ends_KBT, scored_BT)
     highest_KB = weight_B * F.binary_cross_entropy_with_logits(
-        highest_KB, hardness_B.expand_as(highest_KB), reduction="none"
+        highest_KB, hardness_B.to(highest_KB.dtype).expand_as(highest_KB), reduction="none"
     )
 
     timed_KB = timing_loss(logits_KBTO, batch, before_BT)
     per_shot_KB = ENDING_WEIGHT * ending_KB + HIGHEST_WEIGHT * highest_KB + timed_KB
-    return (per_shot_KB * bag_KB).sum() / bag_KB.sum().clamp(min=1)
+    return (per_shot_KB * bag_KB).mean()  # over shots, so that ranks may have some of them each
 
 
 def optimizer(params: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
@@ -336,6 +333,11 @@ def shown(shot_B: torch.Tensor, members: int) -> torch.Tensor:
     return (mixed < BAG_SHARE * 1009).float()
 
 
+def at_least_single(value: torch.Tensor) -> torch.Tensor:
+    """`value` in 32 bits, or as it is where it has more."""
+    return value.to(torch.promote_types(value.dtype, torch.float32))
+
+
 def masked_mean(value_KBT: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor:
     """The mean (K, B) over the rows of the mask; 0 where it has none."""
     mask = mask_BT.to(value_KBT.dtype)
@@ -356,12 +358,12 @@ def timing_loss(logits_KBTO: torch.Tensor, batch: Batch, before_BT: torch.Tensor
     left_BT = batch["fall_row"][:, None] - row
     near = torch.stack([left_BT <= h for h in NEAR_ROWS], -1).float()
     soon = torch.stack([left_BT <= h for h in SOON_ROWS], -1).float()
-    soon = soon * batch["hardness"].float()[:, None, None]
+    soon = soon * at_least_single(batch["hardness"])[:, None, None]
     found = logits_KBTO.new_zeros(())
     for start, target, weight in ((1, near, NEAR_WEIGHT), (ENDS_SOON, soon, SOON_WEIGHT)):
-        chosen = logits_KBTO[..., start : start + target.shape[-1]].float()
+        chosen = at_least_single(logits_KBTO[..., start : start + target.shape[-1]])
         each = F.binary_cross_entropy_with_logits(
-            chosen, target.expand_as(chosen), reduction="none"
+            chosen, target.to(chosen.dtype).expand_as(chosen), reduction="none"
         ).mean(-1)
         found = found + weight * masked_mean(each, before_BT)
     return found
