@@ -311,6 +311,21 @@ def switch_rows(peers: Path, large: bool) -> list[Row]:
     return rows + [own("flows", [c, "60000", s], name, 60000) for c, s, name in flows]
 
 
+def loggopsim_row(
+    case: str, num_ranks: int, predicted_s: float, prepare_s: float, run_s: float, memory: float
+) -> Row:
+    """What LogGOPSim found, as a row."""
+    return Row(
+        case=case,
+        simulator="LogGOPSim",
+        num_ranks=num_ranks,
+        predicted_s=predicted_s,
+        prepare_s=prepare_s,
+        run_s=run_s,
+        memory_bytes=memory,
+    )
+
+
 def step_rows(peers: Path, large: bool) -> list[Row]:
     """The same training step here and there; LogGOPSim's is the truth for the others."""
     rows, has_loggopsim = [], (peers / "bin/LogGOPSim").exists()
@@ -318,20 +333,8 @@ def step_rows(peers: Path, large: bool) -> list[Row]:
         case = "a step, gradients of 8 blocks of 64 MiB behind the backward pass"
         truth_s = 0.0
         if has_loggopsim:
-            truth_s, prepare_s, run_s, memory = replicas_in_loggopsim(
-                peers, Replicas(num_ranks=num_ranks)
-            )
-            rows.append(
-                Row(
-                    case=case,
-                    simulator="LogGOPSim",
-                    num_ranks=num_ranks,
-                    predicted_s=truth_s,
-                    prepare_s=prepare_s,
-                    run_s=run_s,
-                    memory_bytes=memory,
-                )
-            )
+            truth_s, *costs = replicas_in_loggopsim(peers, Replicas(num_ranks=num_ranks))
+            rows.append(loggopsim_row(case, num_ranks, truth_s, *costs))
         found = replicas_in_astra(peers, Replicas(num_ranks=num_ranks))
         if found is not None:
             rows.append(astra_row(case, num_ranks, found, truth_s))
@@ -339,17 +342,7 @@ def step_rows(peers: Path, large: bool) -> list[Row]:
     case, num_ranks, truth_s = "a planned step of a GPT, pipeline 16, sends free", 61440, 0.0
     if has_loggopsim:
         truth_s, prepare_s, run_s, memory, num_ranks = planned_in_loggopsim(peers)
-        rows.append(
-            Row(
-                case=case,
-                simulator="LogGOPSim",
-                num_ranks=num_ranks,
-                predicted_s=truth_s,
-                prepare_s=prepare_s,
-                run_s=run_s,
-                memory_bytes=memory,
-            )
-        )
+        rows.append(loggopsim_row(case, num_ranks, truth_s, prepare_s, run_s, memory))
     return [*rows, own("planned", [], case, num_ranks, truth_s)]
 
 
