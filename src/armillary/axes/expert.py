@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from armillary.axes.autocast import narrowed
 from armillary.axes.batch.counted import counted
 from armillary.axes.batch.routed import COUNT_BYTES, exchange_by, routed_modules
 from armillary.axes.batch.times import num_calls, num_reductions, rank_samples, sent_again
@@ -210,7 +211,7 @@ class Exchange:
         dist.all_to_all_single(arriving_DL, leaving_DL, group=self.group)
         leaving = _sizes(leaving_DL, len(rows_RH))
         arriving = _sizes(arriving_DL, round(self.load * len(rows_RH)))
-        rows_AH = _send(rows_RH, leaving, arriving, self.group)
+        rows_AH = _send(narrowed(rows_RH), leaving, arriving, self.group)
         order_A = _by_expert(arriving_DL, len(rows_AH))
         found_AH = compute(rows_AH[order_A], arriving_DL.sum(0))
         back_AH = torch.empty_like(found_AH).index_copy(0, order_A, found_AH)
