@@ -61,6 +61,7 @@ def test_every_axis_does_what_it_tells(name: str, precision: str) -> None:
         ("gpt", "pipeline=2,pipeline.schedule=zbv"),
         ("gpt", "data=4,sequence=2,tensor=2,recompute=full"),
         ("moe", "expert=4,sharded=2,micro_batch_size=2"),
+        ("moe", "expert=2,tensor=2,precision=bfloat16"),
     ],
 )
 def test_products_of_axes_do_what_they_tell(name: str, words: str) -> None:

@@ -97,9 +97,14 @@ class Expert:
         return refusals
 
     def divides(self, graph: ModelGraph, layouts: Layouts) -> Shares:
+        """Experts are a larger part of what the tensor axis leaves, which cuts the rest alone."""
+        from armillary.axes import discover
+
         degrees = layouts.degree(self.name)
-        routed = expert_bytes(graph) / max(graph.parameter_bytes, 1)
-        share = (1.0 - routed) + routed / degrees
+        share, routed = np.ones(layouts.num_layouts), expert_bytes(graph)
+        if routed:
+            left = discover()["tensor"].divides(graph, layouts).parameters
+            share -= routed / graph.parameter_bytes / left * (1.0 - 1.0 / degrees)
         return Shares(
             parameters=share, gradients=share, optimizer_state=share, samples=1.0 / degrees
         )
