@@ -149,6 +149,15 @@ def test_a_slow_rank_is_named_and_a_noisy_one_is_not() -> None:
     assert found.state == WRONG and "n1 (rank 5): 1.50 times" in found.found
 
 
+def test_of_two_nodes_the_slow_one_is_named() -> None:
+    """Half of all ranks are slow then; the upper of the two middle ranks is one of them."""
+    facts = ranks()
+    medians = {rank: steady(1.0 if rank < 4 else 1.5) for rank in range(8)}
+    found = findings.slow_ranks("alone", medians, facts)
+    assert found.state == WRONG and "n1 (rank 4): 1.50 times" in found.found
+    assert "n0" not in found.found
+
+
 def test_a_slow_node_has_two_slow_links() -> None:
     rates = {(f"n{i}", f"n{(i + 1) % 6}"): steady(20e9) for i in range(6)}
     assert findings.slow_links(rates).state == GOOD
