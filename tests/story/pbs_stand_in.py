@@ -2,7 +2,8 @@
 
 It is not PBS: it reads `-l select=` and runs the script at once on this host, with the variables
 that ALCF's guides tell of: those of Cray's PMI as on Polaris, or with PMIX=1 those of PMIx as in
-the guide to Aurora, which tell a rank no number of ranks. A signal to its mpiexec is not handed on: nothing says that PALS does.
+the guide to Aurora, which tell a rank no number of ranks. A signal to its mpiexec is not handed on:
+nothing says that PALS does.
 """
 
 from __future__ import annotations
