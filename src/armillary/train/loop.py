@@ -309,8 +309,9 @@ class Trainer:
         """What was wrong with a step, and its samples."""
         limit = self.state.guard.limit
         above = f", above {limit:.6g}" if result.loss > limit else ""
+        norm = "" if result.grad_norm is None else f", gradient norm {result.grad_norm}"
         return (
-            f"loss {result.loss}{above}, gradient norm {result.grad_norm} at step "
+            f"loss {result.loss}{above}{norm} at step "
             f"{self.counters.step + 1}: epoch {step.epoch}, positions {step.start} to "
             f"{step.start + step.num_samples - 1}, samples "
             f"{self.journal.name_samples(self.feed, step)}"
