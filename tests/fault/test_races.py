@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from armillary.step.workers import leave_stopping_to_the_rank
 from armillary.train import own_ranks
 from armillary.train.watch import Watch
 
@@ -121,3 +123,26 @@ def test_a_signal_to_stop_is_not_passed_on_to_the_numbers_of_a_life_that_is_over
         signal.raise_signal(signal.SIGTERM)
     assert told == [signal.SIGTERM] * 2 and len(sent) == 1
     assert (tmp_path / own_ranks.TOLD).exists(), "ranks that are about to start see this"
+
+
+def _works(is_ready: object) -> None:
+    leave_stopping_to_the_rank(0)
+    is_ready.set()  # type: ignore[attr-defined]
+    time.sleep(60)
+
+
+@pytest.mark.skipif(not hasattr(signal, "sigwaitinfo"), reason="needs to know who sent a signal")
+def test_a_worker_meets_the_signals_of_its_rank_alone() -> None:
+    """torch ends a worker that is stuck by SIGTERM; so does `timeout`, to all of a group."""
+    fork = multiprocessing.get_context("fork")
+    is_ready = fork.Event()
+    worker = fork.Process(target=_works, args=(is_ready,))
+    worker.start()
+    assert worker.pid is not None and is_ready.wait(20)
+    for name in ("TERM", "INT", "USR1"):
+        subprocess.run(["kill", f"-{name}", str(worker.pid)], check=True)
+    worker.join(0.5)
+    assert worker.is_alive(), "told by somebody else"
+    worker.terminate()
+    worker.join(20)
+    assert worker.exitcode == 0

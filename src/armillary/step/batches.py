@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from armillary.feeds import FeedState, SampleOrder, Share, mix
 from armillary.spec import SpecError
+from armillary.step.workers import leave_stopping_to_the_rank
 
 Key = tuple[int, int, int]  # epoch, position, index of the sample
 Collate = Callable[[list[Any]], Any]
@@ -130,6 +131,7 @@ class Feed:
             sampler=_Keys(self.order, self.epoch, parts),
             collate_fn=_as_it_is,
             num_workers=self.num_workers,
+            worker_init_fn=leave_stopping_to_the_rank,
             # A recipe is no module that a fresh process could import by name.
             multiprocessing_context="fork" if self.num_workers and CAN_FORK else None,
             pin_memory=self.pin_memory,

@@ -81,7 +81,7 @@ def _train(
             trainer.close()
     except Exception as error:
         if is_out_of_memory(error):
-            raise advice(error, layout, outfit, request.plan) from error
+            raise advice(error, request, outfit) from error
         raise
 
 

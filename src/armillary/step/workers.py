@@ -1,0 +1,31 @@
+"""Processes that read samples beside a rank: a signal to stop is the rank's to meet, not theirs.
+
+`timeout`, a terminal's Ctrl-C and some batch systems signal a rank's whole group. A worker that
+ends of it brings the rank down with an error before it has saved.
+"""
+
+import os
+import signal
+import threading
+
+LEFT_TO_THE_RANK = (signal.SIGINT, signal.SIGUSR1)
+
+
+def leave_stopping_to_the_rank(worker: int) -> None:
+    """Have this process, worker number `worker`, ignore signals to stop that others send it.
+
+    SIGTERM by the rank itself, which is how torch ends a worker that is stuck, still ends it. Who
+    sent a signal only a thread that waits for it is told.
+    """
+    for number in LEFT_TO_THE_RANK:
+        signal.signal(number, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+        threading.Thread(target=_meet, args=(os.getppid(),), daemon=True).start()
+
+
+def _meet(rank: int) -> None:
+    while True:
+        told = signal.sigwaitinfo([signal.SIGTERM])
+        if told.si_pid == rank or os.getppid() != rank:
+            os._exit(0)
