@@ -187,6 +187,17 @@ def test_no_memory_names_the_term_and_a_layout_that_needs_less(tmp_path: Path) -
     assert "recompute=full" in error.fix and "precision=bfloat16" in error.fix
 
 
+def test_the_advice_names_axes_that_admit_the_model(tmp_path: Path) -> None:
+    """A model without experts is not told to share them out."""
+    from armillary.train import memory
+    from armillary.train.request import new_request
+
+    plain, experts = (new_request(name, runs=tmp_path) for name in (TROUBLE, "moe"))
+    assert memory._less("parameters", plain) == ["sharded=2", "tensor=2"]
+    assert {"expert=2", "sharded=2", "tensor=2"} <= {*memory._less("parameters", experts)}
+    assert "sequence=2" not in memory._less("activations and the rest", plain)
+
+
 def test_the_clock_says_when_to_save() -> None:
     """As told; by Daly where failures are known; never faster than it can be written."""
     from armillary.core.failures import daly_interval_s
