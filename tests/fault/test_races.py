@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from armillary.step.workers import leave_stopping_to_the_rank
-from armillary.train import own_ranks
-from armillary.train.watch import Watch
+from armillary.train.start import own_ranks
+from armillary.train.survive.watch import Watch
 
 SAVED_S = 100.0
 """How long the rank had saved, of a limit of 300; a hang is two seconds."""

@@ -12,20 +12,26 @@ from torch import nn
 from armillary.spec import SpecError, TrainSettings
 from armillary.step.batches import Feed, Step
 from armillary.step.stepper import StepResult
-from armillary.train.cadence import Cadence
-from armillary.train.checkpoint import COMMIT_TIMEOUT_S, Checkpoints, prepare_to_save
+from armillary.train.checkpoints.cadence import Cadence
+from armillary.train.checkpoints.checkpoint import COMMIT_TIMEOUT_S, Checkpoints, prepare_to_save
+from armillary.train.checkpoints.mirror import Mirror
+from armillary.train.checkpoints.saved import (
+    best_step,
+    checkpoint_path,
+    find_fault,
+    newest_whole,
+    saved_steps,
+)
+from armillary.train.checkpoints.state import Counters, TrainState, restore_model
 from armillary.train.evaluate import Evaluation, Evaluator
-from armillary.train.guard import IN_A_ROW, Place, read_skipped, write_skipped
-from armillary.train.journal import Journal
-from armillary.train.mirror import Mirror
+from armillary.train.folder.journal import Journal
 from armillary.train.outcome import FINISHED, INTERRUPTED, NOT_FINITE, Outcome
 from armillary.train.outfit import Outfit
 from armillary.train.request import TrainRequest
-from armillary.train.saved import best_step, checkpoint_path, find_fault, newest_whole, saved_steps
-from armillary.train.state import Counters, TrainState, restore_model
-from armillary.train.stop import StopWish
-from armillary.train.stragglers import Stragglers
-from armillary.train.watch import Watch
+from armillary.train.survive.guard import IN_A_ROW, Place, read_skipped, write_skipped
+from armillary.train.survive.stop import StopWish
+from armillary.train.survive.stragglers import Stragglers
+from armillary.train.survive.watch import Watch
 
 
 class RolledBack(Exception):

@@ -22,8 +22,8 @@ from armillary.train.doctor.facts import Facts, facts_of
 from armillary.train.doctor.findings import Check
 from armillary.train.doctor.transport import note_transport, transport_check
 from armillary.train.launchers import Place, find_here
-from armillary.train.rendezvous import seat_of
-from armillary.train.warm import loopback
+from armillary.train.start.rendezvous import seat_of
+from armillary.train.start.warm import loopback
 
 MOST_NAMES = 64
 

@@ -74,7 +74,7 @@ def doctor(
 
 def _allocation(machine: str, runs: Path, store: str, device: str, as_json: bool) -> None:
     from armillary.train.doctor.allocation import Wish, examine_allocation
-    from armillary.train.failure import telling_once
+    from armillary.train.survive.failure import telling_once
 
     with telling_once():
         found = examine_allocation(Wish(machine=machine, runs=runs, store=store, device=device))

@@ -7,10 +7,10 @@ import torch
 
 from armillary.axes import discover
 from armillary.spec import Plan, SpecError
-from armillary.train.admission import admit_before_ranks
-from armillary.train.environment import measured_memory_bytes
+from armillary.train.folder.environment import measured_memory_bytes
 from armillary.train.outfit import Outfit
 from armillary.train.request import TrainRequest
+from armillary.train.start.admission import admit_before_ranks
 
 MOST = 4
 WORDS = ("can't allocate memory", "out of memory", "Cannot allocate memory")
