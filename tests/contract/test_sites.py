@@ -78,6 +78,11 @@ def test_what_a_site_does_not_take_is_refused(site: str) -> None:
 def test_each_bound_of_a_queue_holds() -> None:
     assert "256 or more" in refusal(words("aurora", nodes=10)).found
     assert "12 h at most" in refusal(words("aurora", time="13h")).found
+    assert "fits" not in refusal(words("aurora", time="13h")).fix, "no queue takes such a job"
+    assert "fits capacity" in refusal(words("aurora", nodes=10, time="6h")).fix
+    assert "--nodes 25" in refusal(words("alps", layout="data=100")).fix
+    assert "--nodes" not in refusal(words("alps", layout="data=2")).fix
+    assert "multiple of 4 ranks" in refusal(words("alps", layout="data=2")).fix
     assert "18 h at most" in refusal(words("aurora", nodes=1999, time="19h")).found
     assert check(words("aurora", nodes=2000, time="24h"), read_site("aurora")).queue == "prod"
     assert "2 h at most" in refusal(words("frontier", nodes=91, time="3h")).found

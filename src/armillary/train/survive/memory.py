@@ -1,5 +1,6 @@
 """A rank that runs out of memory: what the memory is for, and which layout needs less."""
 
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
@@ -31,12 +32,17 @@ def advice(error: BaseException, request: TrainRequest, outfit: Outfit) -> SpecE
     planned = _planned(request.plan)
     return SpecError(
         "memory",
-        f"{str(error).splitlines()[0][:160]}; measured on rank {outfit.world.rank}: {shown}"
-        f"{planned}",
+        f"{_said(error)}; measured on rank {outfit.world.rank}: {shown}{planned}",
         f"a rank's memory holds all that its layout gives it; the largest term is {largest}",
         "; or ".join(f"--layout with {words}" for words in _less(largest, request))
         or "a smaller model: its axes admit no layout that shares this out",
     )
+
+
+def _said(error: BaseException) -> str:
+    """The first line of an error, less where in torch's source it was raised."""
+    first = (str(error).splitlines() or [type(error).__name__])[0]
+    return re.sub(r"^\[enforce fail[^]]*\] (err == 0\. )?", "", first)[:160].rstrip(" .")
 
 
 def held_bytes(outfit: Outfit) -> dict[str, int]:
