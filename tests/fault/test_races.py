@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from armillary.step.workers import leave_stopping_to_the_rank
+from armillary.step.workers import leave_stopping_to_the_rank, while_workers_are_born
 from armillary.train.start import own_ranks
 from armillary.train.survive.watch import Watch
 
@@ -125,7 +125,8 @@ def test_a_signal_to_stop_is_not_passed_on_to_the_numbers_of_a_life_that_is_over
     assert (tmp_path / own_ranks.TOLD).exists(), "ranks that are about to start see this"
 
 
-def _works(is_ready: object) -> None:
+def _works(is_ready: object, born_s: float = 0.0) -> None:
+    time.sleep(born_s)
     leave_stopping_to_the_rank(0)
     is_ready.set()  # type: ignore[attr-defined]
     time.sleep(60)
@@ -136,13 +137,28 @@ def test_a_worker_meets_the_signals_of_its_rank_alone() -> None:
     """torch ends a worker that is stuck by SIGTERM; so does `timeout`, to all of a group."""
     fork = multiprocessing.get_context("fork")
     is_ready = fork.Event()
-    worker = fork.Process(target=_works, args=(is_ready,))
-    worker.start()
-    assert worker.pid is not None and is_ready.wait(20)
-    for name in ("TERM", "INT", "USR1"):
+    worker = fork.Process(target=_works, args=(is_ready, 0.3))
+    with while_workers_are_born():
+        worker.start()
+    assert worker.pid is not None
+    for name in ("TERM", "INT", "USR1"):  # before it has said that it leaves them to its rank
         subprocess.run(["kill", f"-{name}", str(worker.pid)], check=True)
+    assert is_ready.wait(20)
+    subprocess.run(["kill", "-TERM", str(worker.pid)], check=True)
     worker.join(0.5)
     assert worker.is_alive(), "told by somebody else"
     worker.terminate()
     worker.join(20)
     assert worker.exitcode == 0
+
+
+def test_a_signal_that_comes_as_workers_are_born_reaches_the_rank() -> None:
+    came: list[int] = []
+    before = signal.signal(signal.SIGUSR1, lambda number, frame: came.append(number))
+    try:
+        with while_workers_are_born():
+            signal.raise_signal(signal.SIGUSR1)
+            assert came == []
+        assert came == [signal.SIGUSR1]
+    finally:
+        signal.signal(signal.SIGUSR1, before)

@@ -1,5 +1,6 @@
 """Batches of a rank: its share of every step, each sample with a seed of its own."""
 
+import contextlib
 import hashlib
 import random
 import sys
@@ -16,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from armillary.feeds import FeedState, SampleOrder, Share, mix
 from armillary.spec import SpecError
-from armillary.step.workers import leave_stopping_to_the_rank
+from armillary.step.workers import leave_stopping_to_the_rank, while_workers_are_born
 
 Key = tuple[int, int, int]  # epoch, position, index of the sample
 Collate = Callable[[list[Any]], Any]
@@ -109,7 +110,8 @@ class Feed:
         starts = range(self.position, len(self.dataset), self.batch_size)
         plan = [(start, min(start + self.batch_size, len(self.dataset))) for start in starts]
         parts = [self.share.micro_batches(*bounds) for bounds in plan]
-        batches = iter(self._loader([positions for step in parts for positions in step]))
+        with while_workers_are_born() if self.num_workers else contextlib.nullcontext():
+            batches = iter(self._loader([positions for step in parts for positions in step]))
         for (start, stop), micro_batches in zip(plan, parts, strict=True):
             self.position = stop
             yield Step(

@@ -4,11 +4,28 @@
 ends of it brings the rank down with an error before it has saved.
 """
 
+import contextlib
 import os
 import signal
 import threading
+from collections.abc import Iterator
 
 LEFT_TO_THE_RANK = (signal.SIGINT, signal.SIGUSR1)
+
+
+@contextlib.contextmanager
+def while_workers_are_born() -> Iterator[None]:
+    """Hold signals to stop back while workers are forked: a signal that comes between their birth
+    and `leave_stopping_to_the_rank` waits for it. The rank meets its own afterwards.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM, *LEFT_TO_THE_RANK])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def leave_stopping_to_the_rank(worker: int) -> None:
