@@ -47,8 +47,8 @@ lint: $(DEV)  ## ruff, mypy and import-linter
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 
-audit: $(DEV)  ## hold the dependencies against the known vulnerabilities
-	@$(BIN)/python .ci/audit $(VENV)
+audit: $(DEV)  ## vulnerabilities, versions and files of what is installed (AUDIT=--required to insist)
+	@$(BIN)/python .ci/audit $(VENV) $(AUDIT)
 
 format: $(DEV)  ## let ruff write what it can
 	@$(BIN)/ruff check --fix .

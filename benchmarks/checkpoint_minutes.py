@@ -21,7 +21,7 @@ from armillary.step.world import World, join
 from armillary.train.loop import Trainer
 from armillary.train.outfit import fit_out
 from armillary.train.request import new_request
-from armillary.train.stop import StopWish
+from armillary.train.survive.stop import StopWish
 from benchmarks.cases import gpt
 
 MINUTE_S = 60.0

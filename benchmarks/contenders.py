@@ -17,11 +17,11 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset
 
 from armillary.feeds import SampleOrder
 from armillary.spec import Layout
+from armillary.train.folder.run_folder import RunFolder
 from armillary.train.heap import keep_freed_memory
 from armillary.train.rank import train_rank
 from armillary.train.request import new_request
-from armillary.train.run_folder import RunFolder
-from armillary.train.stop import StopWish
+from armillary.train.survive.stop import StopWish
 from benchmarks.turns import Turn
 
 

@@ -192,7 +192,7 @@ def _only(runs: Path) -> Path:
 def _compare(faults: Faults, alone: Path, killed: Path, epochs: int) -> None:
     import torch
 
-    from armillary.train.run_folder import RunFolder
+    from armillary.train.folder.run_folder import RunFolder
 
     ours, theirs = final_state(killed), final_state(alone)
     faults.is_bitwise = ours.keys() == theirs.keys() and all(
@@ -216,8 +216,8 @@ def final_state(run: Path) -> dict[str, Any]:
     import torch
     from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-    from armillary.train.saved import checkpoint_path, load, saved_steps
-    from armillary.train.shards import read_index
+    from armillary.train.checkpoints.saved import checkpoint_path, load, saved_steps
+    from armillary.train.checkpoints.shards import read_index
 
     folder = run / "checkpoints"
     path = checkpoint_path(folder, max(saved_steps(folder)))

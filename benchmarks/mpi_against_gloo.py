@@ -19,7 +19,7 @@ from armillary.core.medians import median_of
 from armillary.spec import Layout
 from armillary.step.world import join
 from armillary.train.launchers import find_here
-from armillary.train.rendezvous import seat_of, serving
+from armillary.train.start.rendezvous import seat_of, serving
 
 SIZES_BYTES = (8, 2**12, 2**16, 2**20, 2**23, 2**25)
 NUM_REPEATS = 40

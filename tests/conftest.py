@@ -61,8 +61,28 @@ STARTERS = {
 }
 
 
+def _faults(terminalreporter: pytest.TerminalReporter) -> list[str]:
+    """What tests of killed runs printed: faults injected and survived, samples lost or repeated."""
+    reports = [
+        report
+        for outcome in ("passed", "failed")
+        for report in terminalreporter.getreports(outcome)
+        if "fault/" in report.nodeid
+    ]
+    lines = [line for report in reports for line in report.capstdout.splitlines()]
+    return [
+        line
+        for line in lines
+        if line.startswith(("faults injected", "samples lost", "final weights"))
+    ]
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say which real launchers started ranks in these tests, and which were not here."""
+    """Say which real launchers started ranks in these tests and which were not here, and what was
+    survived.
+    """
+    for line in _faults(terminalreporter):
+        terminalreporter.write_line(line)
     by_outcome = {
         outcome: [report.nodeid for report in terminalreporter.getreports(outcome)]
         for outcome in ("passed", "failed", "skipped")

@@ -90,8 +90,8 @@ def train(
 
     armillary train --resume runs/weather-20260101-120000 --layout sharded=4
     """
-    from armillary.train.failure import telling_once
-    from armillary.train.warm import warm_up
+    from armillary.train.start.warm import warm_up
+    from armillary.train.survive.failure import telling_once
 
     quiet = quiet or as_json
     trackers = tuple(tracker or ["tensorboard"])
@@ -163,9 +163,9 @@ def _is_run(path: Path) -> bool:
 
 def _compare(run: Path) -> None:
     from armillary.audit import compare
+    from armillary.train.folder.results import write_results
+    from armillary.train.folder.run_folder import RunFolder
     from armillary.train.request import resumed_request
-    from armillary.train.results import write_results
-    from armillary.train.run_folder import RunFolder
 
     results = write_results(run, resumed_request(run).load_recipe())
     if results is not None:
@@ -273,8 +273,8 @@ def report(
 
     Example: armillary report runs/weather-20260101-120000
     """
+    from armillary.train.folder.run_folder import RunFolder
     from armillary.train.report import summary, write_report
-    from armillary.train.run_folder import RunFolder
 
     RunFolder.open(run)
     path = write_report(run)

@@ -15,8 +15,8 @@ import pytest
 
 from armillary.step.meeting import own_store
 from armillary.train.launchers import find
-from armillary.train.own_store import OwnStore, register
-from armillary.train.rendezvous import serving
+from armillary.train.start.own_store import OwnStore, register
+from armillary.train.start.rendezvous import serving
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's loopback network")
 TORCH = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}

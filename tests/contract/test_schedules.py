@@ -21,8 +21,8 @@ from armillary.plan.software import load
 from armillary.plan.wish import Wish
 from armillary.spec import Layout, SpecError
 from armillary.step.world import count_micro_batches
-from armillary.train.admission import admit_before_ranks
 from armillary.train.request import new_request
+from armillary.train.start.admission import admit_before_ranks
 from armillary.verify.check import as_verified
 
 SCHEDULES = discover()["pipeline"].options["schedule"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -76,13 +77,32 @@ def test_what_a_site_does_not_take_is_refused(site: str) -> None:
 
 def test_each_bound_of_a_queue_holds() -> None:
     assert "256 or more" in refusal(words("aurora", nodes=10)).found
+    assert "12 h at most" in refusal(words("aurora", time="13h")).found
+    assert "fits" not in refusal(words("aurora", time="13h")).fix, "no queue takes such a job"
+    assert "fits capacity" in refusal(words("aurora", nodes=10, time="6h")).fix
+    assert "--nodes 25" in refusal(words("alps", layout="data=100")).fix
+    assert "--nodes" not in refusal(words("alps", layout="data=2")).fix
+    assert "multiple of 4 ranks" in refusal(words("alps", layout="data=2")).fix
+    assert "18 h at most" in refusal(words("aurora", nodes=1999, time="19h")).found
+    assert check(words("aurora", nodes=2000, time="24h"), read_site("aurora")).queue == "prod"
     assert "2 h at most" in refusal(words("frontier", nodes=91, time="3h")).found
     assert check(words("frontier", nodes=92, time="3h"), read_site("frontier")).queue == ""
+    assert "6 h at most" in refusal(words("frontier", nodes=183, time="7h")).found
+    assert check(words("frontier", nodes=184, time="12h"), read_site("frontier")).queue == ""
     assert refusal(words("polaris", options={})).where == "--option filesystems"
     assert "preemptable" in refusal(words("polaris", nodes=4)).fix, "named, never taken by itself"
     assert refusal(words("lumi", nodes=1025)).where == "--nodes"
     assert "low" in refusal(words("alps", time="20h")).fix
     assert check(words("alps", time="20h", queue="low"), read_site("alps")).queue == "low"
+
+
+def test_lumis_masks_are_the_cores_beside_its_devices() -> None:
+    """The guide gives the first core of each device's as 49,57,17,25,1,9,33,41."""
+    [masks] = re.findall(r"mask_cpu:(\S+)", _run(script_of(words("lumi"))))
+    cores = [[core for core in range(64) if int(mask, 16) >> core & 1] for mask in masks.split(",")]
+    assert [each[0] for each in cores] == [49, 57, 17, 25, 1, 9, 33, 41]
+    assert all(len(each) == 6 for each in cores)
+    assert len({core for each in cores for core in each}) == 48
 
 
 def test_the_experts_lines_are_there() -> None:
@@ -98,8 +118,13 @@ def test_the_experts_lines_are_there() -> None:
         frontier
     )
     assert "ROCR_VISIBLE_DEVICES=$SLURM_LOCALID" in _run(lumi)
-    assert "map_cpu:49,57,17,25,1,9,33,41" in _run(lumi)
-    assert "CUDA_VISIBLE_DEVICES=$((3 - PALS_LOCAL_RANKID))" in script_of(words("polaris"))
+    polaris, alps = script_of(words("polaris")), script_of(words("alps"))
+    assert "$((3 - ${PMI_LOCAL_RANK:-$PALS_LOCAL_RANKID}))" in polaris
+    assert "--cpu-bind depth -d 16" in _run(polaris)
+    assert "WORLD_SIZE=3072 LOCAL_WORLD_SIZE=12" in aurora, "PMIx tells no number of ranks"
+    for fabric in ("NCCL_NET_GDR_LEVEL=PHB", "FI_CXI_DEFAULT_TX_SIZE=16384", "=userfaultfd"):
+        assert fabric in alps
+    assert "NCCL_NET=OFI" in frontier, "RCCL ends rather than fall back to sockets"
     assert "--signal=B:USR1@300" in frontier
     perlmutter, leonardo = script_of(words("perlmutter")), script_of(words("leonardo"))
     assert "#SBATCH --qos=regular" in perlmutter and "#SBATCH --constraint=gpu" in perlmutter

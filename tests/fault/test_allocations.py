@@ -14,7 +14,7 @@ from armillary.train.doctor import findings, store, transport
 from armillary.train.doctor.allocation import refuse_shared_devices
 from armillary.train.doctor.facts import Facts
 from armillary.train.doctor.findings import DOUBTFUL, GOOD, NOT_TRIED, WRONG, Check
-from armillary.train.doctor.timing import node_rounds
+from armillary.train.doctor.timing import less_disturbed_s, node_rounds
 
 
 def ranks(num_nodes: int = 2, a_node: int = 4) -> list[Facts]:
@@ -147,6 +147,20 @@ def test_a_slow_rank_is_named_and_a_noisy_one_is_not() -> None:
     assert findings.slow_ranks("alone", medians | {5: noisy}, facts).state == GOOD
     found = findings.slow_ranks("alone", medians | {5: steady(1.5)}, facts)
     assert found.state == WRONG and "n1 (rank 5): 1.50 times" in found.found
+
+
+def test_what_ran_beside_one_round_is_not_held_against_a_device() -> None:
+    disturbed, quiet = [3.0] * 30, [1.0] * 30
+    assert less_disturbed_s([disturbed, quiet]) == less_disturbed_s([quiet, disturbed]) == quiet
+
+
+def test_of_two_nodes_the_slow_one_is_named() -> None:
+    """Half of all ranks are slow then; the upper of the two middle ranks is one of them."""
+    facts = ranks()
+    medians = {rank: steady(1.0 if rank < 4 else 1.5) for rank in range(8)}
+    found = findings.slow_ranks("alone", medians, facts)
+    assert found.state == WRONG and "n1 (rank 4): 1.50 times" in found.found
+    assert "n0" not in found.found
 
 
 def test_a_slow_node_has_two_slow_links() -> None:

@@ -143,7 +143,7 @@ def _save_for_ever(folder: str) -> None:
     import torch
 
     from armillary.step.world import World
-    from armillary.train.checkpoint import Checkpoints
+    from armillary.train.checkpoints.checkpoint import Checkpoints
 
     world = World(
         rank=0, num_ranks=1, device=torch.device("cpu"), mesh=None, batch_index=0, batch_count=1
@@ -159,11 +159,11 @@ def test_a_kill_at_any_moment_leaves_the_last_good_checkpoint(tmp_path: Path) ->
     """Killed while it does nothing but save; the newest whole one holds what its name says."""
     import torch
 
-    from armillary.train.saved import checkpoint_path, load, newest_whole, saved_steps
+    from armillary.train.checkpoints.saved import checkpoint_path, load, newest_whole, saved_steps
 
     moments = random.Random(0)
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["armillary.train.checkpoint"])
+    context.set_forkserver_preload(["armillary.train.checkpoints.checkpoint"])
     for i in range(NUM_KILLS):
         folder = tmp_path / str(i)
         process = context.Process(target=_save_for_ever, args=(str(folder),))
@@ -189,8 +189,8 @@ def test_saving_the_same_step_again_puts_nothing_at_risk(
     import torch
 
     from armillary.step.world import World
-    from armillary.train.checkpoint import Checkpoints
-    from armillary.train.saved import checkpoint_path, find_fault
+    from armillary.train.checkpoints.checkpoint import Checkpoints
+    from armillary.train.checkpoints.saved import checkpoint_path, find_fault
 
     world = World(
         rank=0, num_ranks=1, device=torch.device("cpu"), mesh=None, batch_index=0, batch_count=1
@@ -215,8 +215,8 @@ def test_what_is_saved_is_the_state_of_that_moment(tmp_path: Path) -> None:
     import torch
 
     from armillary.step.world import World
-    from armillary.train.checkpoint import Checkpoints
-    from armillary.train.saved import checkpoint_path, load
+    from armillary.train.checkpoints.checkpoint import Checkpoints
+    from armillary.train.checkpoints.saved import checkpoint_path, load
 
     world = World(
         rank=0, num_ranks=1, device=torch.device("cpu"), mesh=None, batch_index=0, batch_count=1
@@ -234,7 +234,7 @@ def test_what_is_saved_is_the_state_of_that_moment(tmp_path: Path) -> None:
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_metrics_that_find_no_room_are_told(tmp_path: Path) -> None:
     from armillary.spec import SpecError
-    from armillary.train.run_folder import RunFolder
+    from armillary.train.folder.run_folder import RunFolder
 
     (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
     folder = RunFolder(tmp_path)

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from armillary.spec import SpecError
-from armillary.train.mirror import Mirror
-from armillary.train.objects import open_objects
+from armillary.train.checkpoints.mirror import Mirror
+from armillary.train.checkpoints.objects import open_objects
+from armillary.train.checkpoints.saved import checkpoint_path, find_fault, saved_steps
 from armillary.train.request import new_request, resumed_request
-from armillary.train.saved import checkpoint_path, find_fault, saved_steps
 from tests.fault.door import TROUBLE
 from tests.object_server import KEYS, ObjectServer
 from tests.parity.runs import Result

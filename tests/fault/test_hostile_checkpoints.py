@@ -13,7 +13,7 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 
 from armillary.spec import SpecError
-from armillary.train.shards import INDEX, PlainLoader, ShardReader, ShardWriter
+from armillary.train.checkpoints.shards import INDEX, PlainLoader, ShardReader, ShardWriter
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 STATE = {"model": {"w": torch.arange(6.0)}, "rates": {"lr": 0.1, "betas": (0.9, 0.99), "on": None}}

@@ -10,9 +10,9 @@ import pytest
 
 from armillary.spec import SpecError, closed_to_others
 from armillary.spec.secrets import WITHHELD, holds_key, holds_secret, withheld
-from armillary.train.environment import variables
+from armillary.train.folder.environment import variables
+from armillary.train.folder.run_folder import RunFolder
 from armillary.train.request import new_request, resumed_request
-from armillary.train.run_folder import RunFolder
 from tests.fault.door import TROUBLE, only_run, train
 from tests.parity.runs import Bench
 

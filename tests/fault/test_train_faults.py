@@ -112,10 +112,11 @@ def _signal(process: "object", name: str, target: str) -> None:
 def test_a_signal_saves_and_leaves(
     tmp_path: Path, layout: str, name: str, target: str, whole: Whole
 ) -> None:
-    """Ctrl-C reaches the whole process group, a batch system the parent or any rank."""
-    process = start(
-        "train", TROUBLE, "--layout", layout, "--runs", str(tmp_path), "--set", "pause_s=0.15"
-    )
+    """Ctrl-C reaches the whole process group, with the workers that read samples; a batch system
+    the parent or any rank.
+    """
+    words = ["--set", "pause_s=0.15", "--set", f"num_workers={int(target == 'group')}"]
+    process = start("train", TROUBLE, "--layout", layout, "--runs", str(tmp_path), *words)
     wait_for(lambda: steps_done(tmp_path) >= 2, process)
     if target == "group":
         os.killpg(process.pid, getattr(signal, name))

@@ -65,7 +65,7 @@ def test_a_rank_that_is_stopped_is_ended_and_started_again(bench: Bench, tmp_pat
 
 STUCK = """
 import ctypes, sys, time
-from armillary.train.watch import Watch
+from armillary.train.survive.watch import Watch
 
 watch = Watch(rank=3, hang_steps=5, least_s=0.5, ends=True)
 with watch.watching(None):
@@ -155,7 +155,7 @@ def test_a_slow_rank_is_named_with_its_phase(bench: Bench) -> None:
 
 
 def test_who_is_slow_and_who_only_waits() -> None:
-    from armillary.train.stragglers import slow_ranks
+    from armillary.train.survive.stragglers import slow_ranks
 
     even = [[1.0, 2.0, 3.0, 0.1, 0.5]] * 4
     assert slow_ranks(even) == []
@@ -187,10 +187,21 @@ def test_no_memory_names_the_term_and_a_layout_that_needs_less(tmp_path: Path) -
     assert "recompute=full" in error.fix and "precision=bfloat16" in error.fix
 
 
+def test_the_advice_names_axes_that_admit_the_model(tmp_path: Path) -> None:
+    """A model without experts is not told to share them out."""
+    from armillary.train.request import new_request
+    from armillary.train.survive import memory
+
+    plain, experts = (new_request(name, runs=tmp_path) for name in (TROUBLE, "moe"))
+    assert memory._less("parameters", plain) == ["sharded=2", "tensor=2"]
+    assert {"expert=2", "sharded=2", "tensor=2"} <= {*memory._less("parameters", experts)}
+    assert "sequence=2" not in memory._less("activations and the rest", plain)
+
+
 def test_the_clock_says_when_to_save() -> None:
     """As told; by Daly where failures are known; never faster than it can be written."""
     from armillary.core.failures import daly_interval_s
-    from armillary.train.cadence import Cadence
+    from armillary.train.checkpoints.cadence import Cadence
 
     assert not Cadence(TrainSettings()).is_due()
     assert Cadence(TrainSettings(checkpoint_every_s=7.0)).interval_s == 7.0
@@ -215,7 +226,7 @@ def test_checkpoints_come_by_the_clock(bench: Bench) -> None:
 def test_two_runs_do_not_write_to_one_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from armillary.train import lock
+    from armillary.train.folder import lock
 
     monkeypatch.setattr(lock, "WAIT_S", 0.1)
     with (
@@ -248,7 +259,7 @@ def test_a_layout_for_other_ranks_changes_the_batch_first(
     layout: str, num_ranks: int, wanted: str
 ) -> None:
     from armillary.spec import Layout
-    from armillary.train.replan import candidates
+    from armillary.train.start.replan import candidates
 
     before = Layout.parse(layout)
     first = next(candidates(before, num_ranks))

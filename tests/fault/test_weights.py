@@ -27,7 +27,7 @@ class Mine:
 
 def test_a_run_is_exported_and_begun_from(bench: Bench, tmp_path: Path) -> None:
     """From two sharding ranks to one file that others read, and into a run on another layout."""
-    from armillary.train.weights import export, read_weights
+    from armillary.train.checkpoints.weights import export, read_weights
 
     ours = bench.train(TROUBLE, "sharded=2", average_decay=0.5)
     wanted = ours.parameters()
@@ -93,7 +93,7 @@ def _empty(path: Path) -> None:
 
 @pytest.mark.parametrize("damage", [_cut, _long_header, _outside, _empty])
 def test_a_damaged_file_of_weights_is_refused(tmp_path: Path, damage: Any) -> None:
-    from armillary.train.weights import read_weights
+    from armillary.train.checkpoints.weights import read_weights
 
     path = tmp_path / "model.safetensors"
     save_file({"a": torch.ones(8)}, path)
@@ -104,8 +104,8 @@ def test_a_damaged_file_of_weights_is_refused(tmp_path: Path, damage: Any) -> No
 
 def test_a_pickle_with_code_is_not_run(tmp_path: Path) -> None:
     """In a file of weights, in the index of a checkpoint, and in a value among its shards."""
-    from armillary.train.saved import load
-    from armillary.train.weights import read_weights
+    from armillary.train.checkpoints.saved import load
+    from armillary.train.checkpoints.weights import read_weights
 
     flag = tmp_path / "ran"
     torch.save({"a": Mine(flag)}, tmp_path / "model.pt")
@@ -138,7 +138,7 @@ def _checkpoint_with(folder: Path, value: object) -> None:
 
 
 def test_an_index_cannot_point_out_of_its_folder(tmp_path: Path) -> None:
-    from armillary.train.shards import read_index
+    from armillary.train.checkpoints.shards import read_index
 
     _checkpoint_with(tmp_path, 1)
     text = (tmp_path / "shards.json").read_text().replace("__0_0", "../__0_0")

@@ -56,7 +56,7 @@ class Result:
     """A run's folder as numbers."""
 
     def __init__(self, path: Path, exit_code: int = 0) -> None:
-        from armillary.train.run_folder import RunFolder
+        from armillary.train.folder.run_folder import RunFolder
 
         self.path, self.exit_code = path, exit_code
         self.folder = RunFolder.open(path)
@@ -84,8 +84,8 @@ class Result:
         import torch
 
         from armillary.step.recipe import load_recipe
-        from armillary.train.saved import checkpoint_path, saved_steps
-        from armillary.train.state import restore_model
+        from armillary.train.checkpoints.saved import checkpoint_path, saved_steps
+        from armillary.train.checkpoints.state import restore_model
 
         manifest = self.folder.manifest
         model = load_recipe(manifest.recipe, manifest.options).model()

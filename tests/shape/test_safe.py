@@ -17,7 +17,7 @@ from tests.shape.reading import Source, all_sources, source_from
 RUNNING = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve", "jsonpickle"}
 # torch's own reader and writer of checkpoints unpickle the index, and values that are no tensors.
 OURS_ALONE = {"FileSystemReader", "FileSystemWriter", "DefaultLoadPlanner"}
-STORAGE = "train/shards.py"
+STORAGE = "train/checkpoints/shards.py"
 NEEDED = {"torch.load": ("weights_only", True), "np.load": ("allow_pickle", False)}
 FORBIDDEN = {"eval", "exec", "os.system", "os.popen", "yaml.load", "yaml.unsafe_load"}
 

@@ -40,7 +40,7 @@ LAZY_MODULES = [
     "armillary.plan",
     "armillary.rehearse",
     "armillary.cli",
-    "armillary.train.run_folder",
+    "armillary.train.folder.run_folder",
 ]
 # What no room below may load on import: torch, and what only an extra installs.
 NOT_ON_IMPORT = ("torch", "sklearn", "scipy", "pyarrow", "zarr", "obstore", "mlflow", "wandb")

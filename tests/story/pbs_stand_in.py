@@ -1,7 +1,9 @@
 """A stand-in for PBS and PALS, whose programs cannot be had here: qsub, qstat and mpiexec.
 
 It is not PBS: it reads `-l select=` and runs the script at once on this host, with the variables
-that ALCF's guides tell of. A signal to its mpiexec is not handed on: nothing says that PALS does.
+that ALCF's guides tell of: those of Cray's PMI as on Polaris, or with PMIX=1 those of PMIx as in
+the guide to Aurora, which tell a rank no number of ranks. A signal to its mpiexec is not handed on:
+nothing says that PALS does.
 """
 
 from __future__ import annotations
@@ -46,8 +48,12 @@ size, local_size = int(options["-n"]), int(options["-ppn"])
 ranks = []
 for rank in range(size):
     local = rank % local_size  # the stand-in is the launcher: it places ranks so
-    variables = dict(PALS_RANKID=rank, PALS_LOCAL_RANKID=local, PALS_NODEID=rank // local_size,
-                     PMI_RANK=rank, PMI_SIZE=size, PMI_LOCAL_RANK=local, PMI_LOCAL_SIZE=local_size)
+    variables = dict(PALS_RANKID=rank, PALS_LOCAL_RANKID=local, PALS_NODEID=rank // local_size)
+    if os.environ.get("PMIX"):
+        variables |= dict(PMIX_RANK=rank)
+    else:
+        variables |= dict(PMI_RANK=rank, PMI_SIZE=size, PMI_LOCAL_RANK=local,
+                          PMI_LOCAL_SIZE=local_size)
     told = {{name: str(value) for name, value in variables.items()}}
     ranks.append(subprocess.Popen(words, env=os.environ | told))
 sys.exit(max(rank.wait() for rank in ranks))

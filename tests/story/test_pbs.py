@@ -1,6 +1,6 @@
 """Does the script for a PBS site with PALS run, under a stand-in for both (pbs_stand_in.py)?
 
-The site is Polaris' own file, but for the address and the machine's size.
+The sites are Aurora's and Polaris' own files, but for the addresses and the machines' size.
 """
 
 from __future__ import annotations
@@ -30,18 +30,27 @@ def variables(tmp_path: Path) -> dict[str, str]:
     return programs(tmp_path / "programs")
 
 
-@pytest.fixture
-def site(tmp_path: Path) -> str:
-    text = (SITES / "polaris.toml").read_text()
+def made_small(name: str, folder: Path) -> str:
+    """A site's own file, but that its nodes are this host."""
+    text = (SITES / f"{name}.toml").read_text().replace("GLOO_SOCKET_IFNAME=hsn0", "A_FABRIC=none")
     before, _, after = text.partition("[address]\ntext = ")
     address, _, rest = after.partition("\n")
     assert address.startswith("'$(head"), "the file has its address where this test takes it out"
-    path = tmp_path / "polaris.toml"
+    path = folder / f"{name}.toml"
     path.write_text(f'{before}[address]\ntext = "127.0.0.1"\n{rest}{SIZE}')
     return str(path)
 
 
-def test_a_job_runs_to_its_end(variables: dict[str, str], site: str, tmp_path: Path) -> None:
+@pytest.fixture
+def site(tmp_path: Path) -> str:
+    return made_small("polaris", tmp_path)
+
+
+@pytest.mark.parametrize(("name", "pmi"), [("polaris", {}), ("aurora", {"PMIX": "1"})])
+def test_a_job_runs_to_its_end(
+    variables: dict[str, str], name: str, pmi: dict[str, str], tmp_path: Path
+) -> None:
+    variables, site = variables | pmi, made_small(name, tmp_path)
     words = ["submit", TROUBLE, "--site", site, "--nodes", "2", "--time", "30min"]
     words += ["--account", "mine", "--queue", "debug", "--option", "filesystems=home"]
     job = armillary(*words, folder=tmp_path, variables=variables)

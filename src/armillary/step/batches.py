@@ -1,5 +1,6 @@
 """Batches of a rank: its share of every step, each sample with a seed of its own."""
 
+import contextlib
 import hashlib
 import random
 import sys
@@ -16,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from armillary.feeds import FeedState, SampleOrder, Share, mix
 from armillary.spec import SpecError
+from armillary.step.workers import leave_stopping_to_the_rank, while_workers_are_born
 
 Key = tuple[int, int, int]  # epoch, position, index of the sample
 Collate = Callable[[list[Any]], Any]
@@ -108,7 +110,8 @@ class Feed:
         starts = range(self.position, len(self.dataset), self.batch_size)
         plan = [(start, min(start + self.batch_size, len(self.dataset))) for start in starts]
         parts = [self.share.micro_batches(*bounds) for bounds in plan]
-        batches = iter(self._loader([positions for step in parts for positions in step]))
+        with while_workers_are_born() if self.num_workers else contextlib.nullcontext():
+            batches = iter(self._loader([positions for step in parts for positions in step]))
         for (start, stop), micro_batches in zip(plan, parts, strict=True):
             self.position = stop
             yield Step(
@@ -130,6 +133,7 @@ class Feed:
             sampler=_Keys(self.order, self.epoch, parts),
             collate_fn=_as_it_is,
             num_workers=self.num_workers,
+            worker_init_fn=leave_stopping_to_the_rank,
             # A recipe is no module that a fresh process could import by name.
             multiprocessing_context="fork" if self.num_workers and CAN_FORK else None,
             pin_memory=self.pin_memory,

@@ -10,18 +10,18 @@ import torch
 
 from armillary.spec import SpecError
 from armillary.step.recipe import load_recipe
-from armillary.train.admission import admit_before_ranks
-from armillary.train.again import known_run, note_run, started_again
+from armillary.train.folder.run_folder import RunFolder
 from armillary.train.launchers import Place, find_here, job_hosts
 from armillary.train.launchers.none import refuse_idle_nodes
 from armillary.train.outcome import Outcome
-from armillary.train.own_ranks import train_on_own_ranks
 from armillary.train.rank import train_rank
-from armillary.train.rendezvous import seat_of
-from armillary.train.replan import replanned
 from armillary.train.request import TrainRequest
-from armillary.train.run_folder import RunFolder
-from armillary.train.warm import loopback
+from armillary.train.start.admission import admit_before_ranks
+from armillary.train.start.again import known_run, note_run, started_again
+from armillary.train.start.own_ranks import train_on_own_ranks
+from armillary.train.start.rendezvous import seat_of
+from armillary.train.start.replan import replanned
+from armillary.train.start.warm import loopback
 
 
 def train(request: TrainRequest) -> Outcome:

@@ -5,31 +5,31 @@ import math
 import time
 from typing import Any
 
-import torch
 import torch.distributed as dist
-from torch import nn
 
 from armillary.spec import SpecError, TrainSettings
 from armillary.step.batches import Feed, Step
 from armillary.step.stepper import StepResult
-from armillary.train.cadence import Cadence
-from armillary.train.checkpoint import COMMIT_TIMEOUT_S, Checkpoints, prepare_to_save
+from armillary.train.checkpoints.cadence import Cadence
+from armillary.train.checkpoints.checkpoint import COMMIT_TIMEOUT_S, Checkpoints, prepare_to_save
+from armillary.train.checkpoints.mirror import Mirror
+from armillary.train.checkpoints.saved import (
+    best_step,
+    checkpoint_path,
+    find_fault,
+    newest_whole,
+    saved_steps,
+)
+from armillary.train.checkpoints.state import Counters, TrainState, restore_model
 from armillary.train.evaluate import Evaluation, Evaluator
-from armillary.train.guard import IN_A_ROW, Place, read_skipped, write_skipped
-from armillary.train.journal import Journal
-from armillary.train.mirror import Mirror
+from armillary.train.folder.journal import Journal
 from armillary.train.outcome import FINISHED, INTERRUPTED, NOT_FINITE, Outcome
 from armillary.train.outfit import Outfit
 from armillary.train.request import TrainRequest
-from armillary.train.saved import best_step, checkpoint_path, find_fault, newest_whole, saved_steps
-from armillary.train.state import Counters, TrainState, restore_model
-from armillary.train.stop import StopWish
-from armillary.train.stragglers import Stragglers
-from armillary.train.watch import Watch
-
-
-class RolledBack(Exception):
-    """The state is that of an earlier step again; the epoch goes on from there."""
+from armillary.train.survive.bad_steps import BadSteps, RolledBack
+from armillary.train.survive.stop import StopWish
+from armillary.train.survive.stragglers import Stragglers
+from armillary.train.survive.watch import Watch
 
 
 class Trainer:
@@ -55,7 +55,7 @@ class Trainer:
         )
         self.evaluator = self._evaluator("validation")
         self.stragglers = Stragglers(self.world)
-        self.skipped: set[Place] = set()
+        self.bad_steps = BadSteps(outfit, self.journal, self.checkpoints, self.watch, self.run_path)
         self.saved, self.loss = -1, math.nan
 
     @property
@@ -103,12 +103,10 @@ class Trainer:
         """
         folder, note = self.checkpoints.folder, self.request.restart_note
         fetched = self.mirror.fetch_newer() if self.mirror is not None else []
-        skipped = [read_skipped(self.run_path)]
         any_saved = [bool(saved_steps(folder))]
         if self.world.mesh is not None:
-            dist.broadcast_object_list(skipped)
             dist.broadcast_object_list(any_saved)
-        self.skipped = skipped[0]
+        self.bad_steps.read()
         self._say_all(fetched)
         if note:
             self.journal.event(self.counters.step, "restarted", note)
@@ -140,20 +138,14 @@ class Trainer:
         """Do a step and what is due after it; the outcome if that ends the run."""
         started_s = time.perf_counter()
         stop = save = False
-        if (step.epoch, step.start) in self.skipped:
-            for _ in step.micro_batches:
-                pass
-            self._skip(step, "taken out when the run was rolled back")
-        else:
+        if not self.bad_steps.pass_over(step):
             self.stepper.wants_save = self.world.is_first and self.cadence.is_due()
             result = self.stepper.run(step, self.counters.step, bool(self.wish))
             self.loss, stop, save = result.loss, result.stop, result.save
             if result.stepped:
                 self._count(step, result, time.perf_counter() - started_s)
-            else:
-                ended = self._refuse(step, result)
-                if ended is not None:
-                    return ended
+            elif not self.bad_steps.refuse(step, result, self.saved):
+                return self._stop_not_finite(step, result)
         if self.counters.step == 1:
             prepare_to_save()
         self.checkpoints.poll()
@@ -162,9 +154,8 @@ class Trainer:
     def _keep(self, step: Step, stop: bool, save: bool) -> Outcome | None:
         """Evaluate and save where that is due; the outcome if the run was told to stop."""
         evaluates, saves = self._evaluates(), save or self._saves()
-        if (stop or evaluates or saves) and not self._is_sound():
-            if self._may_skip(1) and self.saved >= 0:
-                self._roll_back({(step.epoch, step.start)}, "the parameters are not finite")
+        if (stop or evaluates or saves) and not self.bad_steps.is_sound():
+            self.bad_steps.refuse_parameters(step, self.saved)
             return self._stop_unsound()
         if stop:
             self._save()
@@ -255,72 +246,11 @@ class Trainer:
         for message in messages:
             self.journal.event(self.counters.step, "store", message)
 
-    def _may_skip(self, num_more: int) -> bool:
-        skipped = self.state.guard.num_skipped + len(self.skipped)
-        return skipped + num_more <= self.settings.skip_batches
-
-    def _refuse(self, step: Step, result: StepResult) -> Outcome | None:
-        """Skip a batch that is not to be learned from, or go back to before the parameters went
-        bad; the outcome where neither is allowed.
-        """
-        guard, place = self.state.guard, (step.epoch, step.start)
-        is_sound = self._is_sound()
-        blamed: set[Place] = {place} if is_sound else set()
-        if not is_sound or len(guard.in_a_row) + 1 >= IN_A_ROW:
-            blamed |= {*guard.in_a_row} | ({guard.last} if guard.last else set())
-            if self.saved >= 0 and self._may_skip(len(blamed - {*guard.in_a_row})):
-                self._roll_back(blamed, self._in_words(step, result))
-        elif self._may_skip(1):
-            self._skip(step, self._in_words(step, result))
-            guard.skipped(place)
-            return None
-        return self._stop_not_finite(step, result, is_sound)
-
-    def _skip(self, step: Step, why: str) -> None:
-        """Count a step that was not learned from."""
-        if self.state.scheduler:
-            self.state.scheduler.step()
-        self.counters.step += 1
-        self.outfit.phases.take()
-        self.watch.tick()
-        self.journal.skipped(self.counters.step, step, why)
-
-    def _roll_back(self, blamed: set[Place], why: str) -> None:
-        """Take the state of the newest checkpoint, and the blamed batches out of what follows.
-
-        Raises: `RolledBack`, always.
-        """
-        from_step = self.counters.step
-        self.watch.tick("checkpoint", COMMIT_TIMEOUT_S)
-        self.checkpoints.finish()
-        self.skipped |= blamed
-        if self.world.is_first:
-            write_skipped(self.run_path, self.skipped)
-        step, _ = newest_whole(self.checkpoints.folder, self.world)
-        self.state.restore(checkpoint_path(self.checkpoints.folder, step), self.world)
-        places = ", ".join(f"epoch {epoch} position {start}" for epoch, start in sorted(blamed))
-        self.journal.event(
-            step, "rolled-back", f"from step {from_step} to {step}: {why}; taken out: {places}"
-        )
-        self.watch.tick()
-        raise RolledBack
-
-    def _in_words(self, step: Step, result: StepResult) -> str:
-        """What was wrong with a step, and its samples."""
-        limit = self.state.guard.limit
-        above = f", above {limit:.6g}" if result.loss > limit else ""
-        return (
-            f"loss {result.loss}{above}, gradient norm {result.grad_norm} at step "
-            f"{self.counters.step + 1}: epoch {step.epoch}, positions {step.start} to "
-            f"{step.start + step.num_samples - 1}, samples "
-            f"{self.journal.name_samples(self.feed, step)}"
-        )
-
-    def _stop_not_finite(self, step: Step, result: StepResult, is_sound: bool) -> Outcome:
+    def _stop_not_finite(self, step: Step, result: StepResult) -> Outcome:
         """Save the state before the step that went wrong, if it is sound, and say which batch."""
         self.feed.position, self.feed.epoch = step.start, step.epoch
-        message = self._in_words(step, result)
-        if self.saved != self.counters.step and is_sound:
+        message = self.bad_steps.in_words(step, result)
+        if self.bad_steps.is_sound() and self.saved != self.counters.step:
             self._save()
         self.journal.event(self.counters.step, "nan", message)
         return self._end(NOT_FINITE, result.loss, message)
@@ -333,12 +263,6 @@ class Trainer:
         )
         self.journal.event(self.counters.step, "nan", message)
         return self._end(NOT_FINITE, math.nan, message)
-
-    def _is_sound(self) -> bool:
-        """Whether the parameters are finite on every rank."""
-        finite = all(bool(p.isfinite().all()) for p in _local(self.state.model))
-        sound = torch.tensor([float(finite)])
-        return float(self.world.sum(sound)) == self.world.batch_count
 
     def _end(self, exit_code: int, loss: float, message: str) -> Outcome:
         self.watch.tick("checkpoint", COMMIT_TIMEOUT_S)
@@ -372,8 +296,3 @@ class Trainer:
             restore_model(self.state.model, path, serial=self.world.mesh is None)
         evaluation = self._evaluator("test").run(self.state.model)
         self.journal.evaluation(step, self.feed.epoch, "test", evaluation)
-
-
-def _local(model: nn.Module) -> list[torch.Tensor]:
-    """The parts of the parameters that this rank holds."""
-    return [p.to_local() if hasattr(p, "to_local") else p for p in model.parameters()]

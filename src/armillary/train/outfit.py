@@ -19,10 +19,10 @@ from armillary.step.recipe import Recipe
 from armillary.step.stepper import Stepper
 from armillary.step.world import World
 from armillary.train.average import Average
+from armillary.train.checkpoints.state import Counters, TrainState
 from armillary.train.evaluate import Evaluator
-from armillary.train.guard import Guard
 from armillary.train.request import TrainRequest
-from armillary.train.state import Counters, TrainState
+from armillary.train.survive.guard import Guard
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,7 +73,7 @@ def fit_out(request: TrainRequest, recipe: Recipe, world: World) -> Outfit:
         lambda: _module(recipe), example, world, layout, dtype=precision.dtype, seed=settings.seed
     )
     if request.weights is not None and not request.is_resumed:
-        from armillary.train.weights import read_into
+        from armillary.train.checkpoints.weights import read_into
 
         read_into(model, request.weights)
     most = settings.epochs * feed.num_steps

@@ -8,11 +8,11 @@ import numpy as np
 from armillary.spec import Layout, SpecError
 from armillary.step.precision import Precision
 from armillary.step.world import World, pick_device
+from armillary.train.checkpoints.saved import best_step, checkpoint_path, find_fault, newest_whole
+from armillary.train.checkpoints.state import restore_model
 from armillary.train.evaluate import Evaluator
+from armillary.train.folder.run_folder import RunFolder
 from armillary.train.request import resumed_request
-from armillary.train.run_folder import RunFolder
-from armillary.train.saved import best_step, checkpoint_path, find_fault, newest_whole
-from armillary.train.state import restore_model
 
 FORMATS = (".parquet", ".csv", ".npz")
 

@@ -12,16 +12,16 @@ from armillary.spec import closed_to_others
 from armillary.step.recipe import Recipe
 from armillary.step.seat import Seat
 from armillary.step.world import World, join, with_micro_batches
+from armillary.train.folder.lock import only_writer
+from armillary.train.folder.run_folder import RunFolder
 from armillary.train.heap import keep_freed_memory
-from armillary.train.lock import only_writer
 from armillary.train.loop import Trainer
-from armillary.train.memory import advice, is_out_of_memory
 from armillary.train.outcome import Outcome
 from armillary.train.outfit import fit_out
 from armillary.train.request import TrainRequest
-from armillary.train.run_folder import RunFolder
-from armillary.train.stop import StopWish, watch_signals
-from armillary.train.watch import Watch
+from armillary.train.survive.memory import advice, is_out_of_memory
+from armillary.train.survive.stop import StopWish, watch_signals
+from armillary.train.survive.watch import Watch
 
 
 def train_rank(
@@ -81,7 +81,7 @@ def _train(
             trainer.close()
     except Exception as error:
         if is_out_of_memory(error):
-            raise advice(error, layout, outfit, request.plan) from error
+            raise advice(error, request, outfit) from error
         raise
 
 

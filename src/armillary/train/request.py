@@ -10,9 +10,9 @@ from armillary.axes import admit
 from armillary.spec import Layout, Manifest, Plan, SpecError, TrainSettings
 from armillary.spec.secrets import holds_key, holds_secret, is_secret_name
 from armillary.step.recipe import Recipe, data_option, load_recipe, source_sha256
-from armillary.train.objects import check_address
-from armillary.train.run_folder import RunFolder
-from armillary.train.trackers import check_trackers
+from armillary.train.checkpoints.objects import check_address
+from armillary.train.folder.run_folder import RunFolder
+from armillary.train.folder.trackers import check_trackers
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,7 +69,7 @@ def new_request(
     admit(layout)
     check_trackers(trackers)
     if weights is not None:
-        from armillary.train.weights import check_file
+        from armillary.train.checkpoints.weights import check_file
 
         check_file(weights)
     settings_words = {

@@ -23,7 +23,7 @@ def export(
 
     Example: armillary export runs/weather-20260101-120000 --to weather.safetensors
     """
-    from armillary.train.weights import export as write
+    from armillary.train.checkpoints.weights import export as write
 
     written = write(run, to, step=step)
     if as_json:

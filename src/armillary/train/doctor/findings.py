@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import sqrt
+from statistics import median_low
 
 from armillary.core.medians import Median
 from armillary.train.doctor.facts import Facts
@@ -37,6 +38,10 @@ def _few(names: Iterable[object]) -> str:
     found = [str(name) for name in names]
     more = f" and {len(found) - NAMED} more" if len(found) > NAMED else ""
     return ", ".join(found[:NAMED]) + more
+
+
+def _count(num_names: int) -> str:
+    return f"{num_names} name{'s' * (num_names != 1)}"
 
 
 def by_node(facts: Sequence[Facts]) -> dict[str, list[Facts]]:
@@ -150,7 +155,7 @@ def names(unresolved: Mapping[str, Sequence[str]], num_names: int) -> Check:
     """Does every node know the others by name? `unresolved` has the unknown names by node."""
     bad = {node: unknown for node, unknown in unresolved.items() if unknown}
     if not bad:
-        return Check(name="names", state=GOOD, found=f"{num_names} names, known on every node")
+        return Check(name="names", state=GOOD, found=f"{_count(num_names)}, known on every node")
     lines = [f"{node} does not know {_few(unknown)}" for node, unknown in bad.items()]
     return Check(
         name="names",
@@ -181,8 +186,8 @@ def clocks(offsets_s: Mapping[str, tuple[float, float]]) -> Check:
 
 def slow_ranks(name: str, medians: Mapping[int, Median], facts: Sequence[Facts]) -> Check:
     """Is a rank surely slower than the others? Its whole interval then lies above the bound."""
-    values = sorted(one.value for one in medians.values())
-    middle = values[len(values) // 2]
+    # The lower of two middle ones: of two nodes one may be slow, with half of all ranks.
+    middle = median_low(one.value for one in medians.values())
     slow = {rank: one for rank, one in medians.items() if one.low > SLOW_NODE * middle}
     node = {one.rank: one.node for one in facts}
     if not slow:

@@ -10,7 +10,7 @@ import torch.distributed as dist
 
 from armillary.spec import SpecError
 from armillary.step.versions import versions
-from armillary.train.environment import hardware
+from armillary.train.folder.environment import hardware
 from armillary.train.launchers import find_here, job_hosts
 
 PROGRAMS = ("torchrun", "srun", "sbatch", "mpiexec", "mpirun", "qsub", "palsd")

@@ -107,8 +107,8 @@ def folder_check(folder: Path, answers: Mapping[str, tuple[str, float, float]]) 
         name=name,
         state=GOOD,
         found=f"seen by {len(answers)} node{'s' * (len(answers) > 1)}; "
-        f"{total_bytes / write_s / 1e6:.3g} MB/s written and synced together, "
-        f"{WRITTEN_BYTES / read_s / 1e6:.3g} MB/s read by the slowest",
+        f"{total_bytes / write_s / 1e6:,.0f} MB/s written and synced together, "
+        f"{WRITTEN_BYTES / read_s / 1e6:,.0f} MB/s read by the slowest",
     )
 
 

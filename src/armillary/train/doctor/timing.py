@@ -4,6 +4,7 @@ Every repetition is timed by itself and kept; what belongs together is compared 
 (`findings`). All ranks call these functions in the same order.
 """
 
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -84,6 +85,19 @@ def copy_s(device: torch.device, sizes: Sizes) -> list[float]:
     source = torch.ones(sizes.copied_bytes, device=device, dtype=torch.uint8)
     target = torch.empty_like(source)
     return repeated_s(lambda: target.copy_(source), device)
+
+
+def alone_s(device: torch.device, sizes: Sizes) -> tuple[list[float], list[float]]:
+    """Seconds of matrix products, and of copies, which no other rank waits for."""
+    return matmul_s(device, sizes), copy_s(device, sizes)
+
+
+def less_disturbed_s(rounds: Sequence[list[float]]) -> list[float]:
+    """Of rounds at different times the one with the least median.
+
+    A device that is slow is slow in all; a round in which something else ran beside it is not.
+    """
+    return min(rounds, key=statistics.median)
 
 
 def all_reduce_s(

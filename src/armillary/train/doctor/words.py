@@ -28,6 +28,8 @@ Store = Annotated[
 Device = Annotated[str, typer.Option(help="With --launcher: auto, cpu, cuda, xpu or mps.")]
 OF_A_RUN = ("num_ranks", "threads_per_rank", "invocation")
 """What a run's manifest says of its hardware besides; here there is no run."""
+SHORT = {"bytes/s": "B/s"}
+"""How a unit of the JSON stands behind a prefix."""
 TONES = {"good": "green", "doubtful": "yellow", "wrong": "red", "not tried": "dim"}
 
 
@@ -72,7 +74,7 @@ def doctor(
 
 def _allocation(machine: str, runs: Path, store: str, device: str, as_json: bool) -> None:
     from armillary.train.doctor.allocation import Wish, examine_allocation
-    from armillary.train.failure import telling_once
+    from armillary.train.survive.failure import telling_once
 
     with telling_once():
         found = examine_allocation(Wish(machine=machine, runs=runs, store=store, device=device))
@@ -112,6 +114,7 @@ def _amount(value: float, unit: str) -> str:
     """A number to three digits, with the prefix of thousands that it reads best with."""
     if not isfinite(value):
         return "not known"
+    unit = SHORT.get(unit, unit)
     for prefix, factor in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3), ("", 1.0)):
         if value >= factor:
             return f"{value / factor:.3g} {prefix}{unit}"

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from armillary.spec import SpecError
-from armillary.train.run_folder import RunFolder
+from armillary.train.folder.run_folder import RunFolder
 from armillary.train.submit.job import LOG, exit_code, is_job, read_job, runs_of
 from armillary.train.submit.schedulers import named
 

@@ -110,12 +110,13 @@ def _layout(words: JobWords, num_ranks: int) -> Layout:
     text = words.layout or f"data={num_ranks}"
     layout = read_layout(words.plan) if words.plan is not None else Layout.parse(text)
     if layout.num_ranks != num_ranks:
+        nodes, left = divmod(layout.num_ranks, num_ranks // words.nodes)
         raise SpecError(
             "layout",
             f"{layout} is for {layout.num_ranks} ranks; {words.nodes} nodes have {num_ranks}",
             "the product of the degrees is the number of ranks: nodes x ranks a node",
-            f"use --nodes {-(-layout.num_ranks // (num_ranks // words.nodes))}, "
-            "or a layout that fills the nodes",
+            ("use " if left else f"use --nodes {nodes}, or ") + "a layout that fills the nodes: of "
+            f"a multiple of {num_ranks // words.nodes} ranks",
         )
     return layout
 
@@ -127,19 +128,27 @@ def _queue(words: JobWords, site: Site, time_s: int) -> str:
     that the file does not have is not checked: a site has more of them than its file.
     """
     queue = words.queue or (site.limits[0].queue if site.limits else "")
-    known = [limit for limit in site.limits if limit.queue == queue]
-    refusal = _refusal(known, words.nodes, time_s)
+    refusal = _of_queue(queue, words, site, time_s)
     if refusal is not None:
         where, found, source = refusal
-        others = sorted({limit.queue for limit in site.limits} - {queue, ""})
+        others = sorted(
+            other
+            for other in {limit.queue for limit in site.limits} - {queue, ""}
+            if _of_queue(other, words, site, time_s) is None
+        )
         raise SpecError(
             where,
             f"{found} ({f'queue {queue} of ' if queue else ''}{site.title})",
             f"a job fits its queue ({source})",
-            f"ask for another size or time, or another --queue{', such as ' if others else ''}"
-            f"{' or '.join(others)}",
+            "ask for another size or time, or another --queue"
+            + (f"; this job fits {' or '.join(others)}" if others else ""),
         )
     return queue
+
+
+def _of_queue(queue: str, words: JobWords, site: Site, time_s: int) -> tuple[str, str, str] | None:
+    known = [limit for limit in site.limits if limit.queue == queue]
+    return _refusal(known, words.nodes, time_s)
 
 
 def _refusal(limits: list[Limit], nodes: int, time_s: int) -> tuple[str, str, str] | None:

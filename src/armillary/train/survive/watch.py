@@ -90,13 +90,17 @@ class Watch:
         """What the rank does: a phase of a step, or what it said besides."""
         return self._doing or (self.phases.current if self.phases else "start")
 
+    def waiting(self) -> tuple[float, float]:
+        """(seconds since the rank got on, seconds that are a hang), true of one moment."""
+        limit_s = self.limit_s  # before the time that it is compared with; see `tick`
+        return time.monotonic() - self._last_s, limit_s
+
     def _look(self, agent: int | None) -> None:
         armed_s = 0.0
         while not self._over.wait(POLL_S):
             if agent is not None and not is_alive(agent):
                 os._exit(ORPHANED)
-            limit_s = self.limit_s  # before the time that it is compared with; see `tick`
-            waited_s = time.monotonic() - self._last_s
+            waited_s, limit_s = self.waiting()
             if waited_s > limit_s:
                 self._leave_stack(waited_s)
             elif limit_s == float("inf"):

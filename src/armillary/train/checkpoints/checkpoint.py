@@ -23,7 +23,7 @@ import torch.distributed as dist
 
 from armillary.spec import SpecError, write_atomically
 from armillary.step.world import World
-from armillary.train.saved import (
+from armillary.train.checkpoints.saved import (
     COMPLETE,
     INDEX,
     best_step,
@@ -90,7 +90,7 @@ class Checkpoints:
         """
         import torch.distributed.checkpoint as dcp
 
-        from armillary.train.shards import ShardWriter
+        from armillary.train.checkpoints.shards import ShardWriter
 
         start_s = time.perf_counter()
         self._finish()
@@ -213,7 +213,7 @@ def prepare_to_save() -> None:
 
     def bring() -> None:
         importlib.import_module("torch.distributed.checkpoint.state_dict")
-        importlib.import_module("armillary.train.shards")
+        importlib.import_module("armillary.train.checkpoints.shards")
 
     threading.Thread(target=bring, daemon=True).start()
 

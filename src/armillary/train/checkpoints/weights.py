@@ -12,8 +12,14 @@ from torch import nn
 
 from armillary.axes import DrivesSteps
 from armillary.spec import SpecError, reason
-from armillary.train.run_folder import RunFolder
-from armillary.train.saved import best_step, checkpoint_path, find_fault, load, newest_whole
+from armillary.train.checkpoints.saved import (
+    best_step,
+    checkpoint_path,
+    find_fault,
+    load,
+    newest_whole,
+)
+from armillary.train.folder.run_folder import RunFolder
 
 SUFFIXES = (".safetensors", ".pt")
 
@@ -44,7 +50,7 @@ def read_model(path: Path) -> Tensors:
     """The tensors of the model in the checkpoint at `path`, by name, whatever layout wrote it."""
     from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-    from armillary.train.shards import read_index
+    from armillary.train.checkpoints.shards import read_index
 
     known = read_index(path)
     keys: Mapping[str, tuple[str, ...]] = known.planner_data

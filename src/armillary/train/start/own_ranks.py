@@ -19,15 +19,15 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from armillary.train.failure import RankError, first_error, leave_error
+from armillary.train.checkpoints.saved import saved_steps
 from armillary.train.launchers.address import LOCAL_ADDRESS
 from armillary.train.outcome import INTERRUPTED, Outcome
 from armillary.train.rank import train_rank
 from armillary.train.request import TrainRequest
-from armillary.train.saved import saved_steps
-from armillary.train.stop import STOPPING
-from armillary.train.warm import loopback, warm_up
-from armillary.train.watch import hang_in_words, is_alive
+from armillary.train.start.warm import loopback, warm_up
+from armillary.train.survive.failure import RankError, first_error, leave_error
+from armillary.train.survive.stop import STOPPING
+from armillary.train.survive.watch import hang_in_words, is_alive
 
 if TYPE_CHECKING:
     from torch.distributed.launcher.api import LaunchConfig
@@ -112,7 +112,7 @@ def _launch_config(num_ranks: int, folder: Path) -> "LaunchConfig":
     from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs
     from torch.distributed.launcher.api import LaunchConfig
 
-    from armillary.train.own_store import register
+    from armillary.train.start.own_store import register
 
     return LaunchConfig(
         min_nodes=1,

@@ -14,8 +14,8 @@ import torch
 
 from armillary.spec import SpecError
 from armillary.train.launchers import Place, find_here
-from armillary.train.rendezvous import LEFT, linger, refuse_unknown_address, serving
-from armillary.train.watch import HUNG
+from armillary.train.start.rendezvous import LEFT, linger, refuse_unknown_address, serving
+from armillary.train.survive.watch import HUNG
 
 PEER_LOST = (
     "Connection closed by peer",

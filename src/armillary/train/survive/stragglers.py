@@ -41,9 +41,9 @@ class Stragglers:
         mine = torch.tensor(medians, dtype=torch.float64, device=self.world.device)
         if mine.device.type == "mps":  # which has no float64
             mine = mine.float()
-        everyone = mine.new_empty(self.world.num_ranks * len(medians))
-        dist.all_gather_into_tensor(everyone, mine)
-        return everyone.view(self.world.num_ranks, len(medians)).tolist()
+        everyone = [torch.empty_like(mine) for _ in range(self.world.num_ranks)]
+        dist.all_gather(everyone, mine)
+        return torch.stack(everyone).tolist()
 
 
 def slow_ranks(medians_s: Sequence[Sequence[float]]) -> list[str]:

@@ -15,12 +15,12 @@ from armillary.step.recipe import Recipe
 from armillary.step.stepper import StepResult
 from armillary.step.versions import versions
 from armillary.step.world import World
-from armillary.train.environment import git_state, hardware, measured_memory_bytes
 from armillary.train.evaluate import Evaluation
-from armillary.train.progress import ProgressReport
+from armillary.train.folder.environment import git_state, hardware, measured_memory_bytes
+from armillary.train.folder.progress import ProgressReport
+from armillary.train.folder.run_folder import RunFolder
+from armillary.train.folder.trackers import Tracker, open_trackers
 from armillary.train.request import TrainRequest
-from armillary.train.run_folder import RunFolder
-from armillary.train.trackers import Tracker, open_trackers
 
 NUM_NAMED_SAMPLES = 16
 

@@ -8,9 +8,9 @@ from dataclasses import replace
 
 from armillary.axes import discover
 from armillary.spec import Layout, SpecError
-from armillary.train.admission import admit_before_ranks
+from armillary.train.folder.run_folder import RunFolder
 from armillary.train.request import TrainRequest
-from armillary.train.run_folder import RunFolder
+from armillary.train.start.admission import admit_before_ranks
 
 NUM_TRIED = 64
 

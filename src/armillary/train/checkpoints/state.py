@@ -16,8 +16,8 @@ from armillary.spec import SpecError
 from armillary.step.batches import Feed
 from armillary.step.world import World
 from armillary.train.average import Average
-from armillary.train.guard import Guard
-from armillary.train.saved import holds, load
+from armillary.train.checkpoints.saved import holds, load
+from armillary.train.survive.guard import Guard
 
 PLAIN = (type(None), bool, int, float, str, bytes)
 
@@ -132,7 +132,7 @@ def _plain(values: Any) -> Any:
             raise SpecError(
                 "checkpoint",
                 f"{leaf!r} of type {type(leaf).__name__} in the state of the optimiser or schedule",
-                "a checkpoint holds tensors, numbers and words (train/shards.py)",
+                "a checkpoint holds tensors, numbers and words (train/checkpoints/shards.py)",
                 "use a number instead",
             )
     return plain

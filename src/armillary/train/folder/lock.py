@@ -40,7 +40,7 @@ def only_writer(run: Path) -> Iterator[None]:
                 raise SpecError(
                     "run",
                     f"{run} is written by {_holder(run)}",
-                    "one run writes to a folder at a time (train/lock.py)",
+                    "one run writes to a folder at a time (train/folder/lock.py)",
                     "wait until it has ended, or end it",
                 )
             time.sleep(0.1)

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 from armillary.spec import SpecError
 from armillary.step.seat import Seat
-from armillary.train.again import agent_serves, meet_anew
 from armillary.train.launchers import Place
+from armillary.train.start.again import agent_serves, meet_anew
 
 if TYPE_CHECKING:
     from torch.distributed import TCPStore
@@ -115,7 +115,7 @@ def _resolve(where: str, source: str) -> tuple[socket.AddressFamily, str]:
         raise SpecError(
             "launcher.master_address",
             f"{where!r} ({source}) cannot be resolved: {error.strerror or error}",
-            "every rank can look up the name of rank 0's node (train/rendezvous.py)",
+            "every rank can look up the name of rank 0's node (train/start/rendezvous.py)",
             "export MASTER_ADDR with an address that all nodes know",
         ) from None
     found.sort(key=lambda entry: entry[0] != socket.AF_INET)
@@ -129,12 +129,12 @@ def _refusal(error: OSError, place: Place, address: str) -> SpecError:
         return SpecError(
             "launcher.master_address",
             f"rank 0 is on {place.node}, which has not the address {address} of {named}",
-            "the ranks meet on rank 0's node (train/rendezvous.py)",
+            "the ranks meet on rank 0's node (train/start/rendezvous.py)",
             "export MASTER_ADDR with the name of the node that rank 0 is on",
         )
     return SpecError(
         "launcher.master_port",
         f"port {place.master_port} of {named} cannot be listened on: {error.strerror}",
-        "rank 0 listens on a port that no other program has (train/rendezvous.py)",
+        "rank 0 listens on a port that no other program has (train/start/rendezvous.py)",
         "export another MASTER_PORT, the same for every rank",
     )

@@ -92,7 +92,7 @@ def load(path: Path, state: dict[str, Any], *, serial: bool = False) -> None:
     import torch.distributed.checkpoint as dcp
     from torch.distributed.checkpoint.api import CheckpointException
 
-    from armillary.train.shards import PlainLoader, ShardReader
+    from armillary.train.checkpoints.shards import PlainLoader, ShardReader
 
     if serial:
         expect_serial()
@@ -107,7 +107,7 @@ def load(path: Path, state: dict[str, Any], *, serial: bool = False) -> None:
 
 def holds(path: Path, key: str) -> bool:
     """Whether the checkpoint at `path` has entries under the top-level `key`."""
-    from armillary.train.shards import read_index
+    from armillary.train.checkpoints.shards import read_index
 
     return any(name.startswith(f"{key}.") for name in read_index(path).state_dict_metadata)
 

@@ -32,7 +32,7 @@ from torch.distributed.checkpoint.planner import ReadItem
 from torch.distributed.checkpoint.storage import WriteResult
 
 from armillary.spec import SpecError, write_atomically
-from armillary.train.saved import INDEX
+from armillary.train.checkpoints.saved import INDEX
 
 SCHEMA = 1
 
@@ -101,7 +101,7 @@ def read_index(folder: Path) -> Metadata:
         raise SpecError(
             "checkpoint",
             f"{folder / INDEX}: {error}",
-            f"the index of a checkpoint is JSON of version {SCHEMA} (train/shards.py)",
+            f"the index of a checkpoint is JSON of version {SCHEMA} (train/checkpoints/shards.py)",
             "a checkpoint of an earlier Armillary: resume it with that version"
             if old
             else "take another checkpoint",

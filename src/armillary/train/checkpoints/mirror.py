@@ -12,8 +12,8 @@ import threading
 from pathlib import Path, PurePosixPath
 
 from armillary.step.world import World
-from armillary.train.objects import Objects, open_objects
-from armillary.train.saved import COMPLETE, checkpoint_path, find_fault, saved_steps
+from armillary.train.checkpoints.objects import Objects, open_objects
+from armillary.train.checkpoints.saved import COMPLETE, checkpoint_path, find_fault, saved_steps
 
 KEPT = 2
 FINISH_S = 600.0

@@ -57,7 +57,8 @@ def check_address(url: str) -> None:
         raise SpecError(
             SETTING,
             repr(url),
-            "a store is a folder, or s3://bucket/folder?endpoint=URL (train/objects.py)",
+            "a store is a folder, or s3://bucket/folder?endpoint=URL "
+            "(train/checkpoints/objects.py)",
             "name one of these",
         )
     _asked(url)
@@ -71,7 +72,7 @@ def _asked(url: str) -> Mapping[str, str]:
             raise SpecError(
                 SETTING,
                 f"{name}={value} is not known",
-                f"an address may tell {', '.join(ASKED)} (train/objects.py)",
+                f"an address may tell {', '.join(ASKED)} (train/checkpoints/objects.py)",
                 nearest(name, ASKED),
             )
     retry_s = found.get("retry_s", "0")

@@ -8,7 +8,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from armillary.step.recipe import Recipe
-from armillary.train.run_folder import RunFolder
+from armillary.train.folder.run_folder import RunFolder
 
 Predictions = dict[str, NDArray[Any]]
 
