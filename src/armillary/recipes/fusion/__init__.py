@@ -75,7 +75,7 @@ def model(
     path: str = "",
     split: str = "most",
     fold: int = 0,
-    validation_share: float = 0.1,
+    validation_share: float = 0.05,
     kinds: str = "gru+forest",
     members: int = 8,
     hidden_size: int = 24,
@@ -97,7 +97,7 @@ def model(
 
 
 def data(
-    path: str = "", split: str = "most", fold: int = 0, validation_share: float = 0.1
+    path: str = "", split: str = "most", fold: int = 0, validation_share: float = 0.05
 ) -> dict[str, ShotRows]:
     machine = read_machine(path or None)
     report_skipped(machine)
@@ -206,21 +206,23 @@ def figures(
         true = [(score[hard] >= level).mean() for level in levels]
         curves.add_scatter(x=false, y=true, name=f"{name} ({auc(score, hard):.3f})")
         if name in ("model", "gradient boosting"):
-            warned.add_histogram(x=1000 * warning_times(one), name=name, opacity=0.6, nbinsx=40)
+            bins = {"start": 0, "end": 1000, "size": 25}
+            warned.add_histogram(x=1000 * warning_times(one), name=name, opacity=0.6, xbins=bins)
     examples = go.Figure(
         layout={
             "xaxis_title": "before the fall of the current, ms",
             "yaxis_title": "probability of a disruption",
         }
     )
-    for i in range(min(8, len(predictions["shot"]))):
+    disrupted = np.asarray(predictions["disrupted"], bool)
+    for i in (*np.flatnonzero(disrupted)[:3], *np.flatnonzero(~disrupted)[:3]):
         probability = predictions["probability"][i]
         before_ms = 1000 * STEP_S * (np.arange(len(probability)) - predictions["fall_row"][i])
-        ended = "disruption" if predictions["disrupted"][i] else "soft"
         examples.add_scatter(
             x=before_ms[before_ms <= 0],
             y=probability[before_ms <= 0],
-            name=f"{int(predictions['shot'][i])}, {ended}",
+            name=f"{int(predictions['shot'][i])}, {'disruption' if disrupted[i] else 'soft'}",
+            line={"dash": "solid" if disrupted[i] else "dot"},
         )
     return {
         "Alarms, true and false": curves,

@@ -107,5 +107,5 @@ def _check(shots: tuple[Shot, ...], found: dict[str, Indices]) -> None:
                 f"fusion.{name}",
                 f"{hard} disruptions and {soft} soft endings",
                 "each part of the data holds both endings (recipes/fusion/splits.py)",
-                "give a table with more shots, or another split",
+                "give a table with more shots, another split, or --set validation_share=0.2",
             )
