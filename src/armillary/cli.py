@@ -259,7 +259,7 @@ def predict(
     if as_json:
         _print_json(written)
         return
-    for message in written["passed_over"]:
+    for message in (*written["warnings"], *written["passed_over"]):
         print(message, file=sys.stderr)
     print(f"{written['num_rows']:,} rows of {', '.join(written['columns'])} -> {written['out']}")
 

@@ -83,7 +83,7 @@ def test_bad_shots_are_named_and_left_out(table: Path) -> None:
         fusion.data(str(table))
 
 
-@pytest.mark.parametrize("split", ["random", "time"])
+@pytest.mark.parametrize("split", ["random", "time", "most"])
 def test_no_shot_is_in_two_parts(table: Path, split: str) -> None:
     parts = [[s.shot_id for s in one.shots] for one in splits_of(table, split=split).values()]
     every = [shot_id for part in parts for shot_id in part]
@@ -94,11 +94,13 @@ def test_no_shot_is_in_two_parts(table: Path, split: str) -> None:
 
 
 def test_every_shot_is_tested_in_one_fold(table: Path) -> None:
-    tested = [s.shot_id for fold in range(5) for s in splits_of(table, fold=fold)["test"].shots]
+    folds = [splits_of(table, split="random", fold=fold)["test"] for fold in range(5)]
+    tested = [shot.shot_id for test in folds for shot in test.shots]
     assert len(tested) == len(set(tested)) == NUM_SHOTS - 3
 
 
 def test_a_model_to_be_used_trains_on_all_but_its_validation(table: Path) -> None:
+    assert len(splits_of(table)["test"]) == pytest.approx(NUM_SHOTS / 10, abs=1)
     parts = splits_of(table, split="all")
     assert set(parts) == {"train", "validation"}
     assert len(parts["train"]) + len(parts["validation"]) == NUM_SHOTS - 3
@@ -137,7 +139,7 @@ def test_it_learns_from_made_shots(table: Path, kinds: str) -> None:
 
 def test_rivals_and_figures_fit_the_predictions(table: Path) -> None:
     pytest.importorskip("sklearn")
-    parts = splits_of(table)
+    parts = splits_of(table, split="random")
     rivals = fusion.rivals(parts)
     assert len(rivals) == 6
     for one in rivals.values():
@@ -155,13 +157,40 @@ def test_a_checkpoint_scores_shots_without_the_training_table(table: Path, tmp_p
         shots = fusion.read(str(table))
     bare.load_state_dict(trained.state_dict())
     first, second = all_predictions(trained, shots), all_predictions(bare, shots)
-    columns = fusion.rows(second, shots)
-    expected = np.concatenate(list(first["probability"]))
-    assert {len(column) for column in columns.values()} == {shots.table.num_rows}
-    known = np.isfinite(columns["probability"])
-    np.testing.assert_array_equal(columns["probability"][known], expected)
-    assert set(columns["shot"][~known]) == {FIRST + 100, FIRST + 140}  # two that cannot be used
+    columns, others = fusion.rows(first, shots), fusion.rows(second, shots)
+    np.testing.assert_array_equal(columns["probability"], others["probability"])
     assert FIRST + 120 in columns["shot"]  # a shot that has not ended can be scored
+
+
+def test_every_row_of_an_odd_table_is_scored(table: Path, tmp_path: Path) -> None:
+    """Shots in any order, in pieces, short, dark, infinite, never seen: each row in its place."""
+    torch.manual_seed(1)
+    network = fusion.build(splits_of(table)["train"].shots, "gru+forest", 2, 12, 0.3).eval()
+    whole = made_shot(True, 3).astype(np.float32)
+    dark, deaf, endless = whole.copy(), whole.copy(), whole.copy()
+    dark[:, COLUMN["Ip"]], deaf[:, COLUMN["p_rad"]], endless[7, COLUMN["q95"]] = np.nan, 0, np.inf
+    deaf[:, COLUMN["li"]] = np.nan
+    pieces = [
+        (90001, whole[:20]),
+        (12, dark),
+        (90001, whole[20:]),
+        *((number, one) for number, one in ((7, whole[:1]), (99999, deaf), (5, whole[:3]))),
+        *((number, one) for number, one in ((3, endless), (2, whole[:31]), (1, whole))),
+    ]
+    ids = np.concatenate([np.full(len(rows), number) for number, rows in pieces])
+    path = write_shots(tmp_path / "odd.npz", ids, np.concatenate([rows for _, rows in pieces]))
+    with pytest.warns(UserWarning, match="4 shots are scored by what can be read .*12: .*NaN"):
+        shots = fusion.read(str(path))
+    columns = fusion.rows(all_predictions(network, shots), shots)
+    np.testing.assert_array_equal(columns["shot"], ids)
+    assert all(np.isfinite(columns[name]).all() for name in fusion.PER_ROW)
+    assert columns["probability"].min() > 0 and columns["probability"].max() < 1
+    scores = {n: columns["probability"][columns["shot"] == n] for n in (1, 2, 5, 7, 90001)}
+    for number, score in scores.items():  # cut short or in pieces, a shot's rows score the same
+        np.testing.assert_array_equal(score, scores[1][: len(score)], err_msg=str(number))
+    assert columns["time_s"][columns["shot"] == 90001][-1] == pytest.approx(
+        (len(whole) - 1) * 0.005
+    )
 
 
 def test_the_endings_of_the_measured_shots(shared_data: Path) -> None:

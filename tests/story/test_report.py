@@ -19,6 +19,8 @@ from plotly.offline import get_plotlyjs
 
 from armillary.spec import SpecError
 from armillary.train.report import save_figures, summary, write_report
+from armillary.train.report.reading import read_run
+from armillary.train.report.summary import direction
 
 MANIFEST = {
     "schema": 1,
@@ -191,6 +193,14 @@ def test_a_finished_run_says_its_outcome_in_a_sentence(tmp_path: Path) -> None:
     assert found["measured_samples_per_s"] == pytest.approx(6400)
     assert found["phase_shares"]["backward"] == pytest.approx(0.5)
     assert json.loads(json.dumps(found, allow_nan=False)) == found
+
+
+@pytest.mark.parametrize(
+    ("metric", "better"),
+    [("mae_c", -1), ("shot_auc", 1), ("tpr_at_fpr_10", 1), ("fpr_at_tpr_90", -1), ("warmth_c", 0)],
+)
+def test_a_metrics_name_tells_what_is_better(tmp_path: Path, metric: str, better: int) -> None:
+    assert direction(metric, read_run(finished_run(tmp_path / "run"))) == better
 
 
 def test_the_page_shows_all_parts_and_loads_nothing(tmp_path: Path) -> None:

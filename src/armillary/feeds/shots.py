@@ -47,6 +47,10 @@ _FORMAT_RULE = (
 )
 
 
+Rows = slice | NDArray[np.int64]
+"""Rows of a file: a stretch of them, or their indices where they stand apart."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShotTable:
     """Many shots in memory: `series[i]` (T, V) float32 belongs to `shot_ids[i]`.
@@ -54,8 +58,8 @@ class ShotTable:
     `rows[i]` says which rows of the file they are, of `num_rows` in all; `time_s[i]` (T,) counts
     from the first row where the file carries no times (`has_times` False). `row_shot_ids` and
     `row_time_s` (num_rows,) are of every row of the file, used or not. `skipped` names the shots
-    left out, each with its reason. `fingerprint` is a hash of the content, not of the file:
-    the same numbers compressed anew keep it.
+    left out, each with its reason; `doubtful` those kept although they have one. `fingerprint` is
+    a hash of the content, not of the file: the same numbers compressed anew keep it.
     """
 
     path: Path
@@ -63,12 +67,13 @@ class ShotTable:
     shot_ids: tuple[int, ...]
     series: tuple[NDArray[np.float32], ...]
     time_s: tuple[NDArray[np.float64], ...]
-    rows: tuple[slice, ...]
+    rows: tuple[Rows, ...]
     num_rows: int
     row_shot_ids: NDArray[np.int64]
     row_time_s: NDArray[np.float64]
     has_times: bool
     skipped: tuple[tuple[int, str], ...]
+    doubtful: tuple[tuple[int, str], ...]
     fingerprint: str
 
     def __len__(self) -> int:
@@ -128,8 +133,12 @@ def find_shots(path: str | Path | None = None) -> Path:
     )
 
 
-def read_shots(path: str | Path | None = None) -> ShotTable:
+def read_shots(path: str | Path | None = None, *, keep_all: bool = False) -> ShotTable:
     """A table of shots, checked; a shot that cannot be used is reported in `skipped`.
+
+    With `keep_all`, for shots to be scored, none is left out, so that every row of the file is in
+    one: what is wrong with a shot is reported in `doubtful`, and rows of a shot that stand in
+    several places are taken in the order of the file.
 
     Shapes: `series[i]` is (T_i, 16) float32 with the columns in the order of VARIABLES, whatever
     their order in the file. NaN stays NaN.
@@ -142,24 +151,23 @@ def read_shots(path: str | Path | None = None) -> ShotTable:
     arrays = _load(file)
     data, shot_ids = _checked(file, arrays)
     times = _checked_times(file, arrays.get("time_s"), len(data))
-    kept: list[tuple[int, slice]] = []
-    skipped: list[tuple[int, str]] = []
-    runs = _runs(shot_ids)
-    counts: dict[int, int] = {}
-    for shot_id, _ in runs:
-        counts[shot_id] = counts.get(shot_id, 0) + 1
-    for shot_id, rows in runs:
+    row_time_s = np.empty(len(data))
+    kept: list[tuple[int, Rows]] = []
+    faulty: list[tuple[int, str]] = []
+    for shot_id, places in _places(shot_ids).items():
+        rows = places[0] if len(places) == 1 else np.concatenate([_indices(one) for one in places])
+        row_time_s[rows] = np.arange(len(data[rows])) * STEP_S if times is None else times[rows]
         reason = _fault(data[rows], None if times is None else times[rows])
-        if counts[shot_id] > 1:
-            reason = f"its rows stand in {counts[shot_id]} separate places"
-        if reason is None:
+        if len(places) > 1:
+            reason = f"its rows stand in {len(places)} separate places"
+        if reason is not None:
+            faulty.append((shot_id, reason))
+        if reason is None or keep_all:
             kept.append((shot_id, rows))
-        else:
-            skipped.append((shot_id, reason))
     if not kept:
         raise SpecError(
             f"{file.name}.data",
-            f"none of {len(runs)} shots can be used; the first: {skipped[0][1]}",
+            f"none of {len(faulty)} shots can be used; the first: {faulty[0][1]}",
             "a shot has 3 or more rows and a finite plasma current (feeds/shots.py)",
             _FETCH,
         )
@@ -168,13 +176,14 @@ def read_shots(path: str | Path | None = None) -> ShotTable:
         variables=VARIABLES,
         shot_ids=tuple(shot_id for shot_id, _ in kept),
         series=tuple(data[rows] for _, rows in kept),
-        time_s=tuple(_times_of(times, rows) for _, rows in kept),
+        time_s=tuple(row_time_s[rows] for _, rows in kept),
         rows=tuple(rows for _, rows in kept),
         num_rows=len(data),
         row_shot_ids=np.asarray(shot_ids, np.int64),
-        row_time_s=np.concatenate([_times_of(times, rows) for _, rows in runs]),
+        row_time_s=row_time_s,
         has_times=times is not None,
-        skipped=tuple(skipped),
+        skipped=() if keep_all else tuple(faulty),
+        doubtful=tuple(faulty) if keep_all else (),
         fingerprint=fingerprint(data, shot_ids, times),
     )
 
@@ -327,15 +336,19 @@ def _checked_times(
     return times.astype(np.float64)
 
 
-def _runs(shot_ids: NDArray[np.int64]) -> list[tuple[int, slice]]:
-    """Each stretch of equal shot ids, in file order."""
+def _places(shot_ids: NDArray[np.int64]) -> dict[int, list[slice]]:
+    """For each shot, in order of its first row, the stretches of the file that its rows fill."""
     edges = np.flatnonzero(np.diff(shot_ids)) + 1
     starts = [0, *edges.tolist()]
     stops = [*edges.tolist(), len(shot_ids)]
-    return [
-        (int(shot_ids[start]), slice(start, stop))
-        for start, stop in zip(starts, stops, strict=True)
-    ]
+    places: dict[int, list[slice]] = {}
+    for start, stop in zip(starts, stops, strict=True):
+        places.setdefault(int(shot_ids[start]), []).append(slice(start, stop))
+    return places
+
+
+def _indices(stretch: slice) -> NDArray[np.int64]:
+    return np.arange(stretch.start, stretch.stop, dtype=np.int64)
 
 
 def _fault(data_TV: NDArray[np.float32], time_T: NDArray[np.float64] | None) -> str | None:
@@ -354,9 +367,3 @@ def _fault(data_TV: NDArray[np.float32], time_T: NDArray[np.float64] | None) -> 
     if time_T is not None and not (np.diff(time_T) > 0).all():
         return "its times do not rise"
     return None
-
-
-def _times_of(times: NDArray[np.float64] | None, rows: slice) -> NDArray[np.float64]:
-    if times is not None:
-        return times[rows]
-    return np.arange(rows.stop - rows.start) * STEP_S

@@ -1,5 +1,6 @@
 """Predictions of a trained run on other data, as a table on disk."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,9 @@ def predict(run: Path, data: Path, out: Path, *, device: str = "auto") -> dict[s
                 "predicting needs predict(model, batch), read(path) and rows(predictions, dataset)",
                 f"add `def {name}(...)` to the recipe",
             )
-    dataset = recipe.module.read(str(data))
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always", UserWarning)
+        dataset = recipe.module.read(str(data))
     chosen = pick_device(0, device)
     world = World(rank=0, num_ranks=1, device=chosen, mesh=None, batch_index=0, batch_count=1)
     precision = Precision(Layout(precision=request.layout.precision), chosen)
@@ -55,6 +58,7 @@ def predict(run: Path, data: Path, out: Path, *, device: str = "auto") -> dict[s
         "step": step,
         "out": str(out),
         "passed_over": passed_over,
+        "warnings": [str(one.message) for one in warned],
         "num_rows": len(next(iter(columns.values()))),
         "columns": list(columns),
     }

@@ -1,9 +1,9 @@
 """What the network is measured against: gradient boosting on the same signals, and two cheats.
 
 `gradient boosting` learns how the shot ends, row by row, from the sixteen cleaned signals;
-`gradient boosting, 100 ms` learns whether a disruption begins within 100 ms (the usual choice);
-`gradient boosting, both` joins these two into one score by the formula of the network's own;
-`gradient boosting, physics` learns as the first, from the network's own features.
+`gradient boosting (100 ms)` learns whether a disruption begins within 100 ms (the usual choice);
+`gradient boosting (both)` joins these two into one score by the formula of the network's own;
+`gradient boosting (physics)` learns as the first, from the network's own features.
 The cheats know no physics: the shot's number, and the time since its start.
 """
 
@@ -48,9 +48,9 @@ def rival_scores(train: Sequence[Shot], test: Sequence[Shot]) -> dict[str, Score
     soon = boost(judged, test, physics=False, horizon=HORIZON_ROWS)
     boosted = {
         "gradient boosting": ends,
-        "gradient boosting, 100 ms": soon,
-        "gradient boosting, both": [_joined(*one) for one in zip(ends, soon, strict=True)],
-        "gradient boosting, physics": boost(judged, test, physics=True),
+        "gradient boosting (100 ms)": soon,
+        "gradient boosting (both)": [_joined(*one) for one in zip(ends, soon, strict=True)],
+        "gradient boosting (physics)": boost(judged, test, physics=True),
     }
     return boosted | found
 

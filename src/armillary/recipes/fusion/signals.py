@@ -68,11 +68,11 @@ def clean(raw_TV: NDArray[np.floating]) -> Array:
 
 
 def read_machine(path: str | None, *, with_endings: bool = True) -> Shots:
-    """The usable shots of a table, cleaned, with features and, if asked, endings.
+    """The usable shots of a table, cleaned, with features and endings; without endings every shot.
 
     Raises: SpecError when the table itself cannot be read (`armillary.feeds.shots`).
     """
-    return prepare(read_shots(path), with_endings=with_endings)
+    return prepare(read_shots(path, keep_all=not with_endings), with_endings=with_endings)
 
 
 def prepare(table: ShotTable, *, with_endings: bool = True) -> Shots:

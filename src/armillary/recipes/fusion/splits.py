@@ -2,8 +2,10 @@
 
 Two splits, because they answer two questions. `random`: grouped five-fold by shot, for a machine
 that goes on as it did. `time`: shots below 24000 train, the later ones test, for the next years
-of the same machine; its validation shots are the latest of the training shots. `all` keeps no
-test shots: for a model to be used, once the other two have said how good it is.
+of the same machine; its validation shots are the latest of the training shots.
+
+Two more are for a model to be used, which learns from as many shots as it may. `most`: one shot in
+ten tests it. `all`: none does, once the others have said how good it is.
 """
 
 from __future__ import annotations
@@ -15,9 +17,11 @@ from armillary.recipes.fusion.signals import Shot
 from armillary.spec import SpecError
 
 NUM_FOLDS = 5
+MOST_FOLDS = 10
+"""One shot in so many tests a model that learns from most."""
 FIRST_TEST_SHOT = 24000
 FOLD_SEED = 0
-SPLITS = ("random", "time", "all")
+SPLITS = ("random", "time", "most", "all")
 
 Indices = NDArray[np.int64]
 
@@ -36,20 +40,19 @@ def assign(
         raise SpecError(
             "fusion.split",
             f"{split!r} is none",
-            "a split is random, time or all",
+            "a split is random, time, most or all",
             f"use one of {', '.join(SPLITS)}",
         )
     if not 0 <= fold < NUM_FOLDS:
         raise SpecError(
             "fusion.fold",
             f"there is no fold {fold}",
-            "the random split has 5 folds",
+            "the splits random and most have 5 folds to choose from",
             "use 0, 1, 2, 3 or 4",
         )
     order = np.array([shot.shot_id for shot in shots])
-    if split == "random":
-        part = _fold_of(shots)
-        test = part == fold
+    if split in ("random", "most"):
+        test = _fold_of(shots, NUM_FOLDS if split == "random" else MOST_FOLDS) == fold
         shuffled = np.random.default_rng(FOLD_SEED + 1 + fold).random(len(shots))
     elif split == "time":
         test = order >= FIRST_TEST_SHOT
@@ -81,7 +84,7 @@ def _is_judged(shot: Shot) -> bool:
     return shot.ending is not None and (shot.ending.is_disruption or shot.ending.is_soft)
 
 
-def _fold_of(shots: tuple[Shot, ...]) -> Indices:
+def _fold_of(shots: tuple[Shot, ...], num_folds: int) -> Indices:
     """The fold of each shot, endings spread evenly, from the shots' numbers alone."""
     generator = np.random.default_rng(FOLD_SEED)
     fold = np.zeros(len(shots), np.int64)
@@ -90,7 +93,7 @@ def _fold_of(shots: tuple[Shot, ...]) -> Indices:
     )
     for one in np.unique(kind):
         members = generator.permutation(np.flatnonzero(kind == one))
-        fold[members] = np.arange(len(members)) % NUM_FOLDS
+        fold[members] = np.arange(len(members)) % num_folds
     return fold
 
 
@@ -104,5 +107,5 @@ def _check(shots: tuple[Shot, ...], found: dict[str, Indices]) -> None:
                 f"fusion.{name}",
                 f"{hard} disruptions and {soft} soft endings",
                 "each part of the data holds both endings (recipes/fusion/splits.py)",
-                "give a table with more shots, or another split",
+                "give a table with more shots, another split, or --set validation_share=0.2",
             )

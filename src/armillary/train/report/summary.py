@@ -124,11 +124,14 @@ def monitor(record: Record) -> tuple[str, str]:
 
 
 def direction(metric: str, record: Record) -> int:
-    """-1 where smaller is better, +1 where larger is, 0 where the name does not tell."""
+    """-1 where smaller is better, +1 where larger is, 0 where the name does not tell.
+
+    What follows `_at_` in a name is held still: of tpr_at_fpr_10 the first is measured.
+    """
     better, monitored = monitor(record)
     if metric == monitored:
         return 1 if better == "max" else -1
-    parts = metric.lower().split("_")
+    parts = metric.lower().partition("_at_")[0].split("_")
     larger, smaller = (any(p in known for p in parts) for known in (LARGER, SMALLER))
     return int(larger) - int(smaller)
 
