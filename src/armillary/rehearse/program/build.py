@@ -230,8 +230,11 @@ def refusing_values(run: Callable[[], Any]) -> Any:
 
 
 def load_experts(program: Program, load: float) -> None:
-    """Have `load` rows come to the experts of this rank for each of an even share."""
+    """Have `load` rows come to the experts of this rank for each of an even share, or as many as
+    they take.
+    """
     for part in parts(program.module):
         for module in part.modules():
             if EXCHANGE in module.__dict__:
-                module.__dict__[EXCHANGE].load = load
+                most = getattr(module, "capacity_factor", None) or load
+                module.__dict__[EXCHANGE].load = min(load, max(1.0, most))
