@@ -222,7 +222,7 @@ def refusing_values(run: Callable[[], Any]) -> Any:
     """
     try:
         return run()
-    except (RuntimeError, NotImplementedError) as error:
+    except (RuntimeError, NotImplementedError, TypeError) as error:
         refusal = refusal_of(error)
         if refusal is None:
             raise
