@@ -92,6 +92,13 @@ def test_a_difference_is_told_with_its_module() -> None:
         ("gpt", 5, "data=2,micro_batch_size=8", 1),
         ("gpt", 10, "pipeline=2,sharded=2,micro_batch_size=2", 1),
         ("gpt", 12, "pipeline=4,data=2,micro_batch_size=1", 3),
+        ("gpt", 16, "pipeline=2,sharded=2,tensor=2,micro_batch_size=2", 7),  # stages built short
+        (
+            "gpt",
+            28,
+            "pipeline=2,pipeline.schedule=interleaved_1f1b,sharded=2,micro_batch_size=2",
+            3,
+        ),
         ("moe", 8, "expert=2,sharded=2", 1),
     ],
 )

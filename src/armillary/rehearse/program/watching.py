@@ -13,11 +13,13 @@ from typing import Any
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.utils import flop_counter
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from armillary.axes.door import parts
 from armillary.models.experts import BalanceBias
 from armillary.rehearse.program.ledger import Ledger, Message
 from armillary.rehearse.program.messages import Groups, sent_by
@@ -174,8 +176,9 @@ def _is_of_a_model(file: str) -> bool:
 
 
 @contextlib.contextmanager
-def noting_storage(ledger: Ledger) -> Iterator[None]:
-    """A context in which FSDP's units are noted as causes, and storage that is resized is seen.
+def noting_storage(ledger: Ledger, module: nn.Module) -> Iterator[None]:
+    """A context in which FSDP's units in `module` are noted as causes, and storage that is resized
+    is seen.
 
     The tensors on which DTensor tries shapes are kept apart: no step holds them.
     """
@@ -184,6 +187,7 @@ def noting_storage(ledger: Ledger) -> Iterator[None]:
 
     resize = torch.UntypedStorage.resize_
     aside = FakeTensorMode()
+    paths = _units(module)
 
     def resized(storage: torch.UntypedStorage, size: int) -> Any:
         ledger.resize(storage, size)
@@ -192,7 +196,7 @@ def noting_storage(ledger: Ledger) -> Iterator[None]:
     def causing(method: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(method)
         def caused(unit: Any, *args: Any, **kwargs: Any) -> Any:
-            with ledger.caused_by(unit._module_fqn or ""):
+            with ledger.caused_by(paths.get(id(unit), "")):
                 return method(unit, *args, **kwargs)
 
         return caused
@@ -204,6 +208,17 @@ def noting_storage(ledger: Ledger) -> Iterator[None]:
             method = causing(getattr(FSDPParamGroup, name))
             stack.enter_context(swapped(FSDPParamGroup, name, method))
         yield
+
+
+def _units(module: nn.Module) -> dict[int, str]:
+    """The paths of FSDP's units, by their ids; torch names them only as a pass begins."""
+    return {
+        id(group): path
+        for part in parts(module)
+        for path, inner in part.named_modules()
+        if isinstance(inner, FSDPModule)
+        for group in inner._get_fsdp_state()._fsdp_param_groups
+    }
 
 
 def _flops(function: Any, args: Any, kwargs: Any, result: Any) -> int:
