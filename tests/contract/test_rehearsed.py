@@ -62,10 +62,13 @@ def test_every_axis_does_what_it_tells(name: str, precision: str) -> None:
         ("gpt", "data=4,sequence=2,tensor=2,recompute=full"),
         ("moe", "expert=4,sharded=2,micro_batch_size=2"),
         ("moe", "expert=2,tensor=2,precision=bfloat16"),
+        ("moe", "sequence=2,tensor=2"),  # a router's choices [N, K], N cut by both
+        ("moe capacity_factor=1.25", "sequence=2,expert=2"),
     ],
 )
 def test_products_of_axes_do_what_they_tell(name: str, words: str) -> None:
-    recipe = small(name)
+    name, *options = name.split()
+    recipe = load_recipe(name, SMALL[name] | dict(option.split("=") for option in options))
     found = differences(recipe, records_of(recipe, Layout.parse(words)))
     assert not found, "\n".join(map(str, found))
 
@@ -92,6 +95,13 @@ def test_a_difference_is_told_with_its_module() -> None:
         ("gpt", 5, "data=2,micro_batch_size=8", 1),
         ("gpt", 10, "pipeline=2,sharded=2,micro_batch_size=2", 1),
         ("gpt", 12, "pipeline=4,data=2,micro_batch_size=1", 3),
+        ("gpt", 16, "pipeline=2,sharded=2,tensor=2,micro_batch_size=2", 7),  # stages built short
+        (
+            "gpt",
+            28,
+            "pipeline=2,pipeline.schedule=interleaved_1f1b,sharded=2,micro_batch_size=2",
+            3,
+        ),
         ("moe", 8, "expert=2,sharded=2", 1),
     ],
 )
@@ -147,6 +157,8 @@ def test_a_graph_read_folded_is_the_whole_graph() -> None:
         ("gpt", "sharded=2,micro_batch_size=2"),
         ("gpt", "pipeline=2,micro_batch_size=2"),
         ("gpt", "tensor=2"),
+        ("gpt", "data=2"),
+        ("gpt", "sequence=2"),
     ],
 )
 def test_memory_is_what_a_real_step_takes(ranks: Ranks, name: str, words: str) -> None:
@@ -216,15 +228,36 @@ def optimizer(params):
 """
 
 
-@pytest.mark.parametrize("words", ["", "sharded=2"])
-def test_a_forward_that_looks_at_values_is_named(tmp_path: Path, words: str) -> None:
+@pytest.mark.parametrize(
+    ("words", "code", "operator"),
+    [
+        ("", "if x.sum() > 0:", "aten._local_scalar_dense looks"),
+        ("sharded=2", "if x.sum() > 0:", "aten._local_scalar_dense looks"),
+        ("tensor=2", "if x[x > 0].sum() is None:", "torch.nonzero() looks"),
+        ("", "if x.masked_select(x > 0) is None:", "aten::masked_select has no form without"),
+        ("", "if x.detach().numpy() is None:", "numpy looks"),
+    ],
+)
+def test_a_forward_that_looks_at_values_is_named(
+    tmp_path: Path, words: str, code: str, operator: str
+) -> None:
     path = tmp_path / "looking.py"
-    path.write_text(LOOKING)
+    path.write_text(LOOKING.replace("if x.sum() > 0:", code))
     with pytest.raises(SpecError) as refused:
         record(load_recipe(str(path)), Layout.parse(words), 0, global_batch_size=8)
     assert refused.value.where == f"{path}:12"
-    assert "_local_scalar_dense" in refused.value.found
-    assert "if x.sum() > 0:" in refused.value.found
+    assert refused.value.found.startswith(operator)
+    assert code in refused.value.found
+
+
+def test_a_dim_that_two_axes_cut_is_rehearsed_in_half_precision() -> None:
+    """DTensor counts rows that two axes cut with a tensor that it reads, where a type changes."""
+    layout = Layout.parse("sequence=2,tensor=2,precision=bfloat16")
+    half, whole = (
+        record(small("gpt"), one, 3, global_batch_size=4)
+        for one in (layout, replace(layout, precision="float32"))
+    )
+    assert half.flops == whole.flops and half.peak_bytes < whole.peak_bytes
 
 
 @pytest.mark.parametrize("rank", [-1, 2])

@@ -20,30 +20,43 @@ if TYPE_CHECKING:
 
 CONTEXTS = "_armillary_contexts"
 PART = "_armillary_part"
+OnceCut = Callable[["nn.Module", ModelGraph], ModelGraph]
 
 
 def compose(
-    module: "nn.Module", mesh: "DeviceMesh", layout: Layout, graph: ModelGraph
+    module: "nn.Module",
+    mesh: "DeviceMesh",
+    layout: Layout,
+    graph: ModelGraph,
+    once_cut: OnceCut | None = None,
 ) -> "nn.Module":
     """`module` made parallel along every axis of `mesh`, in place where torch allows it.
 
     First the axes that cut the module into parts, then those that rewrite or place what is in a
     part; then its parameters are distributed, once for all axes, and last its gradients are
-    arranged to be averaged.
+    arranged to be averaged. `once_cut` may change the parts in between, and gives the graph of what
+    is left.
     """
     axes = discover()
     names = mesh.mesh_dim_names or ()
     if len(names) > 1:
         match_first()
-    for name in sorted(names, key=lambda name: not axes[name].splits_module):
-        module = axes[name].apply(module, mesh, layout, graph)
+    for name in names:
+        if axes[name].splits_module:
+            module = axes[name].apply(module, mesh, layout, graph)
+    if once_cut is not None:
+        graph = once_cut(module, graph)
+    for name in names:
+        if not axes[name].splits_module:
+            module = axes[name].apply(module, mesh, layout, graph)
+    blocks = {block.path for block in graph.blocks}
     for part in parts(module):
         distribute(part, mesh)
         count_over_ranks(part, mesh)
         norm_over_ranks(part, mesh)
         reduce_gradients(part, mesh, layout, graph)
         for path, inner in part.named_modules():
-            if path in {block.path for block in graph.blocks}:
+            if path in blocks:
                 inner.__dict__[PART] = part
     _link_again(module)
     return module

@@ -67,7 +67,8 @@ class Experts(nn.Module):
     def sort(self, chosen_NK: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The kept choices by expert, [R] places in the flattened [N K]; rows an expert, [E].
 
-        Choices of one expert stay in the order of the tokens.
+        Choices of one expert stay in the order of the tokens. Where tensors carry no values all
+        experts are chosen alike.
         """
         expert_C = chosen_NK.flatten()
         choice_R = expert_C.argsort(stable=True)
@@ -75,6 +76,8 @@ class Experts(nn.Module):
         if self.capacity_factor is None:
             return choice_R, counts_E
         capacity = self.capacity(len(expert_C))
+        if not _has_values(counts_E):
+            return choice_R[: capacity * self.num_experts], counts_E.clamp(max=capacity)
         start_E = counts_E.cumsum(0) - counts_E
         expert_R = expert_C[choice_R]
         place_R = torch.arange(len(choice_R), device=choice_R.device) - start_E[expert_R]
@@ -205,9 +208,14 @@ def _sizes(counts_E: torch.Tensor, num_rows: int) -> list[int]:
 
     That is so where a model is only traced: shapes and work are then those of a balanced load.
     """
-    from torch._subclasses.fake_tensor import FakeTensor
-
-    if counts_E.is_meta or isinstance(counts_E, FakeTensor):
+    if not _has_values(counts_E):
         num_experts = len(counts_E)
         return [num_rows // num_experts + (e < num_rows % num_experts) for e in range(num_experts)]
     return [int(size) for size in counts_E.tolist()]
+
+
+def _has_values(tensor: torch.Tensor) -> bool:
+    """Whether numbers can be read from `tensor`, which has more than a shape."""
+    from torch._subclasses.fake_tensor import FakeTensor
+
+    return not (tensor.is_meta or isinstance(tensor, FakeTensor))

@@ -5,9 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from armillary.networks.door import PIECES_INSIDE, Pattern
+from armillary.networks.door import PIECES_INSIDE, at_link_rate, by_no_border, in_one_hop
 from armillary.networks.joint import Index, Joint, Trips, Ways
-from armillary.spec.machine import Level
 
 Array = NDArray[np.float64]
 
@@ -24,15 +23,9 @@ class Crossbar:
     through_adapters: bool = False
     is_spread: bool = False
 
-    def bytes_per_s(
-        self, level: Level, pattern: Pattern, num_units: Array, most_units: float
-    ) -> Array:
-        return np.full_like(num_units, level.link_bytes_per_s / level.taper)
-
-    def num_hops(
-        self, level: Level, pattern: Pattern, num_units: Array, most_units: float
-    ) -> Array:
-        return np.ones_like(num_units)
+    bytes_per_s = at_link_rate
+    num_hops = in_one_hop
+    border = by_no_border
 
     def capacities(self, joint: Joint) -> Array:
         # Without a taper only the ports hold messages up.
@@ -45,6 +38,3 @@ class Crossbar:
     def ways(self, joint: Joint, trips: Trips) -> Ways:
         every = np.arange(trips.source.size if joint.level.taper > 1 else 0)
         return Ways(trip=every, link=np.zeros_like(every), share=np.ones(every.size))
-
-    def border(self, joint: Joint, source: Index, is_outward: bool) -> Index:
-        return np.full(source.shape, -1, np.int64)

@@ -80,3 +80,23 @@ class Network(Protocol):
         """The link of what leaves (or enters) the unit of the level from its unit `source`; -1 for
         none."""
         ...
+
+
+# Doors that topologies have in common: each takes them as methods of its own.
+def at_link_rate(
+    network: Network, level: Level, pattern: Pattern, num_units: Array, most_units: float
+) -> Array:
+    """`bytes_per_s` where any pattern goes at the link's rate over the taper."""
+    return np.full_like(num_units, level.link_bytes_per_s / level.taper)
+
+
+def in_one_hop(
+    network: Network, level: Level, pattern: Pattern, num_units: Array, most_units: float
+) -> Array:
+    """`num_hops` where every unit is as far from every other."""
+    return np.ones_like(num_units)
+
+
+def by_no_border(network: Network, joint: "Joint", source: Index, is_outward: bool) -> Index:
+    """`border` where what leaves or enters a unit of the level crosses no link of it."""
+    return np.full(source.shape, -1, np.int64)

@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from armillary.networks.adaptive import adaptive_ways
-from armillary.networks.door import Pattern
+from armillary.networks.door import Pattern, by_no_border, in_one_hop
 from armillary.networks.joint import Index, Joint, Trips, Ways, no_ways
 from armillary.spec.machine import Level
 
@@ -48,10 +48,8 @@ class Dragonfly:
             return np.full_like(num_units, everywhere / 2.0)
         return np.full_like(num_units, everywhere / max(most_units - 1.0, 1.0))
 
-    def num_hops(
-        self, level: Level, pattern: Pattern, num_units: Array, most_units: float
-    ) -> Array:
-        return np.ones_like(num_units)
+    num_hops = in_one_hop
+    border = by_no_border
 
     def capacities(self, joint: Joint) -> Array:
         if joint.level.taper == 1.0:
@@ -85,9 +83,6 @@ class Dragonfly:
         else:
             found = adaptive_ways(pairs, offered, k, trips.seed, all_long=kind == 2)
         return Ways(trip=found.trip, link=found.link, share=found.share, bundle=pair)
-
-    def border(self, joint: Joint, source: Index, is_outward: bool) -> Index:
-        return np.full(source.shape, -1, np.int64)
 
 
 NETWORK = Dragonfly()

@@ -3,9 +3,8 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from armillary.networks.door import Pattern
+from armillary.networks.door import at_link_rate, in_one_hop
 from armillary.networks.joint import Index, Joint, Trips, Ways
-from armillary.spec.machine import Level
 
 Array = NDArray[np.float64]
 
@@ -27,15 +26,8 @@ class FatTree:
     through_adapters = True
     is_spread = False
 
-    def bytes_per_s(
-        self, level: Level, pattern: Pattern, num_units: Array, most_units: float
-    ) -> Array:
-        return np.full_like(num_units, level.link_bytes_per_s / level.taper)
-
-    def num_hops(
-        self, level: Level, pattern: Pattern, num_units: Array, most_units: float
-    ) -> Array:
-        return np.ones_like(num_units)
+    bytes_per_s = at_link_rate
+    num_hops = in_one_hop
 
     def capacities(self, joint: Joint) -> Array:
         # Up and down of each unit below: as many links as its ranks have, over the taper.

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from armillary.networks.door import PIECES_INSIDE, Pattern
+from armillary.networks.door import PIECES_INSIDE, Pattern, by_no_border, in_one_hop
 from armillary.networks.joint import Index, Joint, Trips, Ways
 from armillary.spec.machine import Level
 
@@ -35,10 +35,8 @@ class Mesh:
         # k units have k - 1 rings without a shared link between them.
         return np.minimum(link, pair * np.maximum(num_units - 1.0, 1.0))
 
-    def num_hops(
-        self, level: Level, pattern: Pattern, num_units: Array, most_units: float
-    ) -> Array:
-        return np.ones_like(num_units)
+    num_hops = in_one_hop
+    border = by_no_border
 
     def capacities(self, joint: Joint) -> Array:
         # Each rank has a link to each unit: [rank in its unit, its unit, the other unit].
@@ -52,9 +50,6 @@ class Mesh:
     def ways(self, joint: Joint, trips: Trips) -> Ways:
         link = (trips.rank * joint.num_units + trips.source) * joint.num_units + trips.target
         return Ways(trip=np.arange(link.size), link=link, share=np.ones(link.size))
-
-    def border(self, joint: Joint, source: Index, is_outward: bool) -> Index:
-        return np.full(source.shape, -1, np.int64)
 
     def _pair_bytes_per_s(self, level: Level, most_units: float) -> float:
         link = level.link_bytes_per_s / level.taper

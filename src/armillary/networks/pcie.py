@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from armillary.networks.door import PIECES_INSIDE, Pattern
+from armillary.networks.door import PIECES_INSIDE, Pattern, by_no_border, in_one_hop
 from armillary.networks.joint import Index, Joint, Trips, Ways
 from armillary.spec.machine import Level
 
@@ -35,10 +35,8 @@ class Pcie:
             return np.full_like(num_units, link)
         return link * 2.0 / np.maximum(num_units, 2.0)
 
-    def num_hops(
-        self, level: Level, pattern: Pattern, num_units: Array, most_units: float
-    ) -> Array:
-        return np.ones_like(num_units)
+    num_hops = in_one_hop
+    border = by_no_border
 
     def capacities(self, joint: Joint) -> Array:
         # The host's bridge, which all cards share.
@@ -50,9 +48,6 @@ class Pcie:
     def ways(self, joint: Joint, trips: Trips) -> Ways:
         every = np.arange(trips.source.size)
         return Ways(trip=every, link=np.zeros_like(every), share=np.ones(every.size))
-
-    def border(self, joint: Joint, source: Index, is_outward: bool) -> Index:
-        return np.full(source.shape, -1, np.int64)
 
 
 NETWORK = Pcie()

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from armillary.networks.door import Pattern
+from armillary.networks.door import Pattern, by_no_border
 from armillary.networks.joint import Index, Joint, Trips, Ways
 from armillary.spec.machine import Level
 
@@ -119,8 +119,7 @@ class Torus:
         trip, link, part = (np.concatenate(parts) for parts in zip(*found, strict=True))
         return Ways(trip=trip, link=link, share=part)
 
-    def border(self, joint: Joint, source: Index, is_outward: bool) -> Index:
-        return np.full(source.shape, -1, np.int64)
+    border = by_no_border
 
 
 NETWORK = Torus()

@@ -1,5 +1,6 @@
 """A rehearsal as the command runs it: the program of a rank, the step, and a bar meanwhile."""
 
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -84,7 +85,9 @@ def programs_of(
 
     chosen = dict(options) | ({"path": str(data.resolve())} if data is not None else {})
     case = load_recipe(named, chosen)
-    with telling.working(f"the program of rank {rank:,}") as progress:
+    with telling.working(f"the program of rank {rank:,}") as progress, warnings.catch_warnings():
+        # what torch tells of its own doors helps nobody who rehearses; a model's own word is heard
+        warnings.filterwarnings("ignore", module=r"torch(\.|$)")
         own: Record = record(case, plan, rank)
         records = []
         for kind in ranks_that_differ(case, plan):

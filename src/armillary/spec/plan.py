@@ -225,8 +225,8 @@ def _read_object(path: Path) -> dict[str, object]:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise SpecError(
-            "--plan", f"{path}: {reason(error)}", "a plan is a JSON file", "check the path"
+            str(path), reason(error), "a plan is a JSON file", "check the path"
         ) from None
     if not isinstance(values, dict):
-        raise SpecError("--plan", f"{path}: no object", "a plan is a JSON object", "check the file")
+        raise SpecError(str(path), "no object", "a plan is a JSON object", "check the file")
     return values

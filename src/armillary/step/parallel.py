@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from armillary.axes import admit, discover
 from armillary.axes.batch.ranks import note_samples
-from armillary.axes.compose import compose
+from armillary.axes.compose import OnceCut, compose
 from armillary.feeds import Share
 from armillary.models import Call, read
 from armillary.spec import Layout, ModelGraph, SpecError
@@ -35,8 +35,17 @@ def apply_layout(
     return make_parallel(module, graph, world, layout), graph
 
 
-def make_parallel(module: nn.Module, graph: ModelGraph, world: World, layout: Layout) -> nn.Module:
+def make_parallel(
+    module: nn.Module,
+    graph: ModelGraph,
+    world: World,
+    layout: Layout,
+    *,
+    once_cut: OnceCut | None = None,
+) -> nn.Module:
     """`module`, of which `graph` was read, parallel as `layout` says, in place where torch allows.
+
+    `once_cut` is called when the module has its rank's stages alone (`axes.compose`).
 
     Raises: `SpecError` if an axis refuses the model.
     """
@@ -45,7 +54,9 @@ def make_parallel(module: nn.Module, graph: ModelGraph, world: World, layout: La
     if layout.compile:
         module.compile()
     if world.mesh is not None:
-        module = compose(module, world.mesh, layout, graph)
+        return compose(module, world.mesh, layout, graph, once_cut)
+    if once_cut is not None:
+        once_cut(module, graph)
     return module
 
 

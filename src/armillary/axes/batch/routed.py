@@ -198,7 +198,12 @@ class InParts:
         return local
 
     def _sort(self, local: Any, tokens: "Tokens", chosen_NK: "Tensor") -> "tuple[Tensor, Tensor]":
-        """`sort` with the places in an expert's queue counted over the tokens of all ranks."""
+        """`sort` with the places in an expert's queue counted over the tokens of all ranks.
+
+        Where tensors carry no values, as in a rehearsal, all experts are chosen alike.
+        """
+        from torch._subclasses.fake_tensor import FakeTensor
+
         everyone_NK = whole(tokens.tensors[2])
         num_experts = self.module.num_experts
         expert_C = everyone_NK.flatten()
@@ -214,7 +219,10 @@ class InParts:
         is_kept_NK = (place_C < capacity).view_as(everyone_NK) & counts_here()
         is_kept_C = tokens.cut(is_kept_NK).flatten()
         order_C, _ = _by_expert(chosen_NK.flatten(), num_experts)
-        choice_R = order_C[is_kept_C[order_C]]
+        if isinstance(is_kept_C, FakeTensor):
+            choice_R = order_C[: self.kind.capacity(local, len(order_C)) * num_experts]
+        else:
+            choice_R = order_C[is_kept_C[order_C]]
         _, counts_E = _by_expert(chosen_NK.flatten()[choice_R], num_experts)
         return choice_R, counts_E
 

@@ -135,7 +135,7 @@ class Run:
             return self._run(path, block, forward, *args, **kwargs)
         self.ledger.note("replay", (self.forward, path))
         first = next(i for i, tensor in enumerate(inputs) if tensor.requires_grad)
-        units = _own_units(block)
+        units = own_units(block)
         own = {id(p) for unit in units for p in unit.parameters()}
         for name, parameter in block.named_parameters():
             if parameter.requires_grad:
@@ -225,7 +225,7 @@ def _storage(tensor: Any) -> int:
     return int(plain(tensor).untyped_storage()._cdata)
 
 
-def _own_units(block: nn.Module) -> list[Any]:
+def own_units(block: nn.Module) -> list[Any]:
     """The units of FSDP within `block`, which hold shards of their own."""
     return [part for part in block.modules() if isinstance(part, FSDPModule) and part is not block]
 

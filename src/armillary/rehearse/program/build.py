@@ -1,6 +1,6 @@
 """The program of one rank, as `train` would build it, on tensors that have shapes and no values."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import Enum
 from functools import lru_cache
@@ -19,8 +19,8 @@ from armillary.axes.door import parts
 from armillary.axes.stages.foreseen import Whole, seeing
 from armillary.feeds import Share
 from armillary.models import Call
-from armillary.rehearse.program.repeats import equal_runs, left_out, read_without
-from armillary.rehearse.program.shortened import Short, leave_out, shorts_of
+from armillary.rehearse.program.repeats import equal_runs, left_out, read_folded
+from armillary.rehearse.program.shortened import Short, Shortening
 from armillary.rehearse.program.watching import refusal_of
 from armillary.rehearse.program.world import CPU, coordinates
 from armillary.spec import Layout, ModelGraph, TrainSettings
@@ -83,17 +83,11 @@ class Case:
 
         Raises: `SpecError` if the forward pass or the loss looks at values.
         """
-        return self.read_twice(module, ())[0]
-
-    def read_twice(
-        self, module: nn.Module, shorts: Sequence[Short]
-    ) -> tuple[ModelGraph, ModelGraph]:
-        """The same, and the graph without the blocks that `shorts` leave out."""
         batch = tree_map_only(torch.Tensor, lambda t: t.to(META), self.batch(NUM_EXAMPLES))
         call: Call = lambda model: self.recipe.loss(model, batch)  # noqa: E731
         with META:
-            paths = {path for short in shorts for path in short.left_out}
-            return refusing_values(lambda: read_without(module, call, NUM_EXAMPLES, paths))
+            found: ModelGraph = refusing_values(lambda: read_folded(module, call, NUM_EXAMPLES))
+            return found
 
 
 class _Same:
@@ -146,17 +140,14 @@ def build(case: Case, world: World, fake: FakeTensorMode, folding: Folding) -> P
     """
     module = case.build()
     runs = equal_runs(module)
-    is_cut = _is_cut(case.layout)
-    shorts = shorts_of(runs) if folding is Folding.SHORT and not is_cut else ()
-    graph, built = case.read_twice(module, shorts)
+    graph = case.read(module)
     batches = {size: _without_values(case.batch(size), fake) for size in {*case.sizes}}
     whole = None
-    if is_cut or shorts:
+    if _is_cut(case.layout):
         admit(case.layout, graph, num_micro_batches=len(case.sizes))
-    if is_cut:
         whole = _see(case, module, graph, runs, batches[max(case.sizes)], fake)
-    leave_out(module, shorts)
-    module = make_parallel(module, built, world, case.layout)
+    shortening = Shortening(runs if folding is Folding.SHORT else ())
+    module = make_parallel(module, graph, world, case.layout, once_cut=shortening)
     with fake:
         give_memory(module, world.device)
     return Program(
@@ -167,7 +158,7 @@ def build(case: Case, world: World, fake: FakeTensorMode, folding: Folding) -> P
         runs=runs,
         batches=batches,
         whole=whole,
-        shorts=shorts,
+        shorts=tuple(shortening.shorts),
     )
 
 
@@ -222,7 +213,7 @@ def refusing_values(run: Callable[[], Any]) -> Any:
     """
     try:
         return run()
-    except (RuntimeError, NotImplementedError) as error:
+    except (RuntimeError, NotImplementedError, TypeError) as error:
         refusal = refusal_of(error)
         if refusal is None:
             raise
@@ -230,8 +221,11 @@ def refusing_values(run: Callable[[], Any]) -> Any:
 
 
 def load_experts(program: Program, load: float) -> None:
-    """Have `load` rows come to the experts of this rank for each of an even share."""
+    """Have `load` rows come to the experts of this rank for each of an even share, or as many as
+    they take.
+    """
     for part in parts(program.module):
         for module in part.modules():
             if EXCHANGE in module.__dict__:
-                module.__dict__[EXCHANGE].load = load
+                most = getattr(module, "capacity_factor", None) or load
+                module.__dict__[EXCHANGE].load = min(load, max(1.0, most))

@@ -64,23 +64,44 @@ def _sizes(part: nn.Module) -> Any:
 
 def read_folded(module: nn.Module, call: Call | None, num_samples: int) -> ModelGraph:
     """As `models.read`, with the equal blocks of a run read once."""
-    return read_without(module, call, num_samples, ())[0]
-
-
-def read_without(
-    module: nn.Module, call: Call | None, num_samples: int, paths: Collection[str]
-) -> tuple[ModelGraph, ModelGraph]:
-    """The same, and beside it the graph without the blocks at `paths`, of runs of equal ones."""
     runs = [run for run in equal_runs(module) if len(run) > NUM_READ]
     if call is None or not runs:
-        graph = read(module, call, num_samples)
-        assert not paths
-        return graph, graph
+        return read(module, call, num_samples)
     with left_out(module, runs):
         graph = read(module, call, num_samples)
-    repeats = {run[1]: run[2:-1] for run in runs}
-    kept = {first: [p for p in others if p not in paths] for first, others in repeats.items()}
-    return unfold(graph, repeats, module), unfold(graph, kept, module)
+    return unfold(graph, {run[1]: run[2:-1] for run in runs}, module)
+
+
+def without(graph: ModelGraph, paths: Collection[str]) -> ModelGraph:
+    """`graph` without what it says of the inside of the blocks at `paths`; its chain is whole."""
+    gone = dict.fromkeys(paths)
+
+    def kept(entries: Iterable[Entry], path_of: Callable[[Entry], str]) -> Any:
+        return tuple(entry for entry in entries if not _is_in(path_of(entry), gone))
+
+    def by_path(entry: Any) -> str:
+        return str(entry.path)
+
+    return replace(
+        graph,
+        blocks=kept(graph.blocks, by_path),
+        splits=kept(graph.splits, by_path),
+        attentions=kept(graph.attentions, by_path),
+        routed=kept(graph.routed, by_path),
+        sums=kept(graph.sums, by_path),
+        recurrent=kept(graph.recurrent, str),
+        convolutions=kept(graph.convolutions, str),
+        batch_norms=dict(kept(graph.batch_norms.items(), lambda item: item[0])),
+        unsplit=dict(kept(graph.unsplit.items(), lambda item: item[0])),
+        positions=replace(graph.positions, stencils=kept(graph.positions.stencils, by_path)),
+    )
+
+
+def _is_in(path: str, blocks: Collection[str]) -> bool:
+    """Whether the module at `path` is one of `blocks`, or lies in one."""
+    while path and path not in blocks:
+        path = path.rpartition(".")[0]
+    return bool(path)
 
 
 @contextlib.contextmanager

@@ -9,17 +9,19 @@ again; the fourth must have done the same.
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from armillary.axes.door import parts as parts_of
 from armillary.rehearse.program.ledger import Ledger, Message
 from armillary.rehearse.program.like import Like
-from armillary.rehearse.program.repeats import CannotFold
+from armillary.rehearse.program.repeats import CannotFold, without
 from armillary.rehearse.program.sums import Part
+from armillary.spec import ModelGraph
 
 NUM_ENDS = 3
 """Blocks kept at either end: FSDP2 holds what it gathered and reduced until one or two blocks later
@@ -53,16 +55,38 @@ class Short:
         return 1 + len(self.left_out)
 
 
-def shorts_of(runs: Iterable[Sequence[str]]) -> tuple[Short, ...]:
-    """The runs that are long enough to be built short."""
-    return tuple(Short(tuple(run)) for run in runs if len(run) > 2 * NUM_ENDS)
+@dataclass(frozen=True, slots=True)
+class Shortening:
+    """Takes the blocks from a module that others stand for; `shorts` are the runs of which it did.
+
+    In their places what comes in goes on.
+    """
+
+    runs: Sequence[Sequence[str]]
+    shorts: list[Short] = field(default_factory=list)
+
+    def __call__(self, module: nn.Module, graph: ModelGraph) -> ModelGraph:
+        """`graph` without the blocks that are taken from `module`, and from its stages."""
+        for part in parts_of(module):
+            here = dict(part.named_modules())
+            for run in self.runs:
+                held = tuple(path for path in run if is_here(here.get(path)))
+                if len(held) > 2 * NUM_ENDS:
+                    self.shorts.append(Short(held))
+                    _leave_out({id(m): m for m in (module, part)}.values(), self.shorts[-1])
+        return without(graph, {path for short in self.shorts for path in short.left_out})
 
 
-def leave_out(module: nn.Module, shorts: Iterable[Short]) -> None:
-    """Take the blocks that are left out from `module`: in their places what comes in goes on."""
-    for short in shorts:
-        through = _Through()
-        module.get_submodule(short.told_again).register_forward_hook(through.look)
+def is_here(block: nn.Module | None) -> bool:
+    """Whether a block is one of this rank's, and was not left out."""
+    return block is not None and any(True for _ in block.parameters())
+
+
+def _leave_out(modules: Iterable[nn.Module], short: Short) -> None:
+    through = _Through()
+    for i, module in enumerate(modules):
+        if i == 0:
+            module.get_submodule(short.told_again).register_forward_hook(through.look)
         for path in short.left_out:
             above, _, name = path.rpartition(".")
             module.get_submodule(above)._modules[name] = through
@@ -95,8 +119,14 @@ def note_times(ledger: Ledger, shorts: Iterable[Short]) -> None:
     """Say of what was taken for a block that is told again how many times there is of it."""
     times = {short.told_again: short.times for short in shorts}
     for event, path in zip(ledger.events, ledger.owners(), strict=True):
-        if path in times and event.what == "take":
-            ledger.held[event.value].times = times[path]
+        if times and event.what == "take" and (by := path or event.by):
+            number = next((n for block, n in times.items() if _is_in(by, block)), 1)
+            if number > 1:
+                ledger.held[event.value].times = number
+
+
+def _is_in(path: str, block: str) -> bool:
+    return f"{path}.".startswith(f"{block}.")
 
 
 # ------------------------------------------------------------------------------------- telling
@@ -107,12 +137,12 @@ def told_again(parts: Sequence[Part], short: Short) -> list[Part]:
     """
     groups, rest = _by_block(parts)
     order = [path for path, _ in groups if path in short.kept]
+    rest = _rest_again(rest, short)
     if not order:
-        return list(parts)
+        return [part for _, group in groups for part in group] + rest
     inside = dict(groups)
     again, check = (inside.get(path, []) for path in short.kept[NUM_ENDS - 1 : NUM_ENDS + 1])
-    if [_moved(p, short, 1) for p in again] != [_moved(p, short, 0) for p in check]:
-        raise CannotFold(short.told_again)
+    _check_alike(again, check, short)
     is_backward = order == [*short.kept[::-1]]
     if not is_backward and order != [*short.kept]:
         raise CannotFold(short.told_again)
@@ -128,13 +158,35 @@ def told_again(parts: Sequence[Part], short: Short) -> list[Part]:
     return found + rest
 
 
+def _rest_again(rest: Sequence[Part], short: Short) -> list[Part]:
+    """What was done after the last block of a pass, as when a pipeline reduces gradients, with that
+    of the blocks that were left out.
+    """
+    again, check = (
+        [part for part in rest if _is_in(part.path, path)]
+        for path in short.kept[NUM_ENDS - 1 : NUM_ENDS + 1]
+    )
+    _check_alike(again, check, short)
+    told = {id(part) for part in again}
+    return [
+        _moved(part, short, far) if id(part) in told else part
+        for part in rest
+        for far in range(short.times if id(part) in told else 1)
+    ]
+
+
+def _check_alike(again: Sequence[Part], check: Sequence[Part], short: Short) -> None:
+    if [_moved(p, short, 1) for p in again] != [_moved(p, short, 0) for p in check]:
+        raise CannotFold(short.told_again)
+
+
 def _by_block(parts: Sequence[Part]) -> tuple[list[tuple[str, list[Part]]], list[Part]]:
     """The parts that end with each block, in order, and those after the last."""
     groups: list[tuple[str, list[Part]]] = []
     group: list[Part] = []
     for part in parts:
         group.append(part)
-        if part.path:
+        if part.path and not part.is_after:
             groups.append((part.path, group))
             group = []
     return groups, group
@@ -147,10 +199,10 @@ def _moved(part: Part, short: Short, far: int) -> Part:
     other = {path: short.paths[i + far] for i, path in enumerate(short.kept)}
 
     def named(path: str) -> str:
-        block = next((b for b in other if f"{path}.".startswith(f"{b}.")), None)
+        block = next((b for b in other if _is_in(path, b)), None)
         return path if block is None else other[block] + path[len(block) :]
 
     sent: Counter[Message] = Counter()
     for message, count in part.sum.sent.items():
         sent[replace(message, module=named(message.module))] += count
-    return Part(named(part.path), replace(part.sum, sent=sent))
+    return replace(part, path=named(part.path), sum=replace(part.sum, sent=sent))

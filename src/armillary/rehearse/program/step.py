@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_map_only
 
 from armillary.axes import DrivesSteps
 from armillary.axes.door import parts
-from armillary.rehearse.program.blocks import Run
+from armillary.rehearse.program.blocks import Run, own_units
 from armillary.rehearse.program.build import Program, refusing_values
 from armillary.rehearse.program.ledger import (
     BACKWARD,
@@ -30,7 +30,8 @@ from armillary.rehearse.program.ledger import (
 from armillary.rehearse.program.like import plain
 from armillary.rehearse.program.messages import Groups
 from armillary.rehearse.program.order import Order
-from armillary.rehearse.program.shortened import Short, note_times
+from armillary.rehearse.program.repeats import CannotFold
+from armillary.rehearse.program.shortened import Short, is_here, note_times
 from armillary.rehearse.program.stages import Pipeline
 from armillary.rehearse.program.watching import Watching, noting_storage
 from armillary.rehearse.program.world import CPU
@@ -156,7 +157,11 @@ def rehearse(program: Program, fake: FakeTensorMode, *, folds: bool) -> Rehearse
     runs: list[Run] = []
     if pipeline is None or pipeline.runs_backward_whole(num_run):
         runs = _hold(program, ledger, watching, folds)
-    with fake, noting_storage(ledger):
+        if pipeline is not None and any(own_units(b) for run in runs for b, _ in run.standing):
+            raise CannotFold("units within blocks are reduced when a pipeline's pass has ended")
+    elif program.shorts:
+        raise CannotFold("a backward pass in halves is not told block by block")
+    with fake, noting_storage(ledger, module):
         _take_tensors(program, ledger)
         stepper = WatchedStepper(
             ledger,
@@ -227,13 +232,9 @@ def _hold(program: Program, ledger: Ledger, watching: Watching, folds: bool) -> 
     for part in parts(program.module):
         here = dict(part.named_modules())
         for paths in program.runs:
-            blocks = [(path, here[path]) for path in paths if _is_here(here.get(path))]
+            blocks = [(path, here[path]) for path in paths if is_here(here.get(path))]
             is_folded = folds and len(blocks) >= LEAST_FOLDED
             run = Run(ledger, watching, keeps_inputs=keeps_inputs, folds=is_folded)
             run.hold(blocks)
             found.append(run)
     return found
-
-
-def _is_here(block: nn.Module | None) -> bool:
-    return block is not None and any(True for _ in block.parameters())

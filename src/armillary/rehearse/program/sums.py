@@ -47,10 +47,14 @@ class Sum:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """What one block did in a pass, or what was done between blocks under ""."""
+    """What one block did in a pass, or what was done between blocks under "".
+
+    `is_after` is what was done after the last block, by the module at `path` if that is known.
+    """
 
     path: str
     sum: Sum
+    is_after: bool = False
 
 
 class Adding:
@@ -102,7 +106,10 @@ class Adding:
                 found.append(Part(path, renamed(self.stretch(stretch), stretch.path, path)))
                 found.append(Part("", Sum()))
             else:
-                self._add(found[-1].sum, event, is_once=bool(self.owners[at]))
+                by = self.owners[at] or event.by or ""
+                if not self.owners[at] and (found[-1].path, found[-1].is_after) != (by, True):
+                    found.append(Part(by, Sum(), is_after=True))
+                self._add(found[-1].sum, event, is_once=bool(by))
         return found
 
     def _add(self, into: Sum, event: Event, is_once: bool = True) -> None:

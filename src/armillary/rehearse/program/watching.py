@@ -2,6 +2,7 @@
 
 import contextlib
 import inspect
+import re
 import sys
 from collections.abc import Callable, Iterator
 from functools import wraps
@@ -12,11 +13,13 @@ from typing import Any
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.utils import flop_counter
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from armillary.axes.door import parts
 from armillary.models.experts import BalanceBias
 from armillary.rehearse.program.ledger import Ledger, Message
 from armillary.rehearse.program.messages import Groups, sent_by
@@ -35,6 +38,9 @@ FLASH_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_back
 COUNTING = (World.sum.__code__, inspect.unwrap(BalanceBias.after_step).__code__)
 """What a step counts beside the gradients, and no axis tells: sums of a loss, loads of a router."""
 LOOKS = "aten._local_scalar_dense"
+LOOKING = "looks at values"
+WITHOUT_VALUES = ("meta tensor", "meta device", "register_meta", "supported for tensor subclasses")
+"""What torch 2.13 says where a tensor has no values to look at."""
 
 
 class Watching(TorchDispatchMode):
@@ -117,14 +123,14 @@ def answer(tensor: torch.Tensor) -> Any:
     return 0.5 if tensor.is_floating_point() and not is_scaling else 0
 
 
-def looks_at_values(operator: str, file: str, line: int) -> SpecError:
+def looks_at_values(operator: str, file: str, line: int, how: str = LOOKING) -> SpecError:
     """The refusal of a model whose program depends on values."""
     import linecache
 
     code = linecache.getline(file, line).strip()
     return SpecError(
         f"{file}:{line}",
-        f"{operator} looks at values{f', in `{code}`' if code else ''}",
+        f"{operator} {how}{f', in `{code}`' if code else ''}",
         "a rehearsal runs on tensors that have shapes and no values (rehearse/program/watching.py)",
         "decide by shapes, or compute both sides and choose with torch.where",
     )
@@ -132,14 +138,8 @@ def looks_at_values(operator: str, file: str, line: int) -> SpecError:
 
 def refusal_of(error: BaseException) -> SpecError | None:
     """What to say of an error that a tensor without values raised; None if it is another."""
-    from torch._subclasses import fake_tensor
-
-    data_dependent = (
-        fake_tensor.DataDependentOutputException,
-        fake_tensor.DynamicOutputShapeException,
-    )
-    on_meta = isinstance(error, RuntimeError) and "meta tensors" in str(error)
-    if not isinstance(error, data_dependent) and not on_meta:
+    words = str(error)
+    if not _needs_values(error):
         return None
     places = []
     traceback = error.__traceback__
@@ -147,8 +147,26 @@ def refusal_of(error: BaseException) -> SpecError | None:
         places.append((traceback.tb_frame.f_code.co_filename, traceback.tb_lineno))
         traceback = traceback.tb_next
     of_model = [place for place in places if _is_of_a_model(place[0])]
-    operator = str(getattr(error, "func", "") or LOOKS)
-    return looks_at_values(operator, *(of_model or places)[-1])
+    named = re.search(r"aten[:.]+\w+|torch\.\w+\(\)|repeat_interleave|numpy", words)
+    operator = str(getattr(error, "func", "") or (named[0] if named else LOOKS))
+    how = "has no form without values" if "no fake impl" in words else LOOKING
+    return looks_at_values(operator, *(of_model or places)[-1], how)
+
+
+def _needs_values(error: BaseException) -> bool:
+    """Whether torch raised `error` because a tensor has no values; DTensor raises one of its own
+    because of it (torch 2.13).
+    """
+    from torch._subclasses import fake_tensor
+
+    data_dependent = (
+        fake_tensor.DataDependentOutputException,
+        fake_tensor.DynamicOutputShapeException,
+    )
+    if isinstance(error, data_dependent) or isinstance(error.__cause__, data_dependent):
+        return True
+    words = str(error).lower()
+    return any(said in words for said in WITHOUT_VALUES)
 
 
 def _is_of_a_model(file: str) -> bool:
@@ -158,8 +176,9 @@ def _is_of_a_model(file: str) -> bool:
 
 
 @contextlib.contextmanager
-def noting_storage(ledger: Ledger) -> Iterator[None]:
-    """A context in which FSDP's units are noted as causes, and storage that is resized is seen.
+def noting_storage(ledger: Ledger, module: nn.Module) -> Iterator[None]:
+    """A context in which FSDP's units in `module` are noted as causes, and storage that is resized
+    is seen.
 
     The tensors on which DTensor tries shapes are kept apart: no step holds them.
     """
@@ -168,6 +187,7 @@ def noting_storage(ledger: Ledger) -> Iterator[None]:
 
     resize = torch.UntypedStorage.resize_
     aside = FakeTensorMode()
+    paths = _units(module)
 
     def resized(storage: torch.UntypedStorage, size: int) -> Any:
         ledger.resize(storage, size)
@@ -176,7 +196,7 @@ def noting_storage(ledger: Ledger) -> Iterator[None]:
     def causing(method: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(method)
         def caused(unit: Any, *args: Any, **kwargs: Any) -> Any:
-            with ledger.caused_by(unit._module_fqn or ""):
+            with ledger.caused_by(paths.get(id(unit), "")):
                 return method(unit, *args, **kwargs)
 
         return caused
@@ -188,6 +208,17 @@ def noting_storage(ledger: Ledger) -> Iterator[None]:
             method = causing(getattr(FSDPParamGroup, name))
             stack.enter_context(swapped(FSDPParamGroup, name, method))
         yield
+
+
+def _units(module: nn.Module) -> dict[int, str]:
+    """The paths of FSDP's units, by their ids; torch names them only as a pass begins."""
+    return {
+        id(group): path
+        for part in parts(module)
+        for path, inner in part.named_modules()
+        if isinstance(inner, FSDPModule)
+        for group in inner._get_fsdp_state()._fsdp_param_groups
+    }
 
 
 def _flops(function: Any, args: Any, kwargs: Any, result: Any) -> int:

@@ -1,6 +1,7 @@
 """One rank among many that are not there: torch's fake process group, and the mesh on it."""
 
 import contextlib
+import functools
 import importlib
 import inspect
 from collections.abc import Callable, Iterator
@@ -8,6 +9,7 @@ from typing import Any, cast
 
 import torch
 import torch.distributed as dist
+from torch.utils._python_dispatch import _disable_current_modes
 
 from armillary.rehearse.program.repeats import CannotFold
 from armillary.spec import Layout, SpecError
@@ -80,11 +82,17 @@ def answering(allows_ddp: bool) -> Iterator[None]:
     DDP compares parameters and the order of its buckets between ranks, and waits for what a sum
     gives; a fake group gives nothing. The sums themselves are sent as ever, by a hook of ours.
     """
+    from torch.distributed.tensor import _utils
+    from torch.distributed.tensor.placement_types import _StridedShard
     from torch.nn.parallel import distributed
 
     # the package has a function of the module's name
     replicate = importlib.import_module("torch.distributed._composable.replicate")
+    strided = _StridedShard.local_shard_size_and_offset
+    places = _utils._compute_local_shape_and_global_offset
     with (
+        swapped(_StridedShard, "local_shard_size_and_offset", _with_values(strided)),
+        swapped(_utils, "_compute_local_shape_and_global_offset", _with_values(places)),
         swapped(distributed, "_verify_param_shape_across_processes", _agree),
         swapped(distributed, "_sync_module_states", _agree),
         swapped(replicate, "DistributedDataParallel", _ddp if allows_ddp else _no_ddp),
@@ -92,6 +100,21 @@ def answering(allows_ddp: bool) -> Iterator[None]:
         swapped(dist.DeviceMesh, "__getitem__", _once(dist.DeviceMesh.__getitem__)),
     ):
         yield
+
+
+def _with_values(count: Callable[..., Any]) -> Callable[..., Any]:
+    """`count` run outside of fake tensors and of whoever watches.
+
+    DTensor finds the rows of a dim that two axes cut by a small tensor of their numbers, which it
+    reads (torch 2.13); that is no part of what a model computes.
+    """
+
+    @functools.wraps(count)
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        with _disable_current_modes():
+            return count(*args, **kwargs)
+
+    return counted
 
 
 def _once(make: Callable[..., Any]) -> Callable[..., Any]:
