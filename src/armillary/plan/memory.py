@@ -54,15 +54,14 @@ class Fullest(Mapping[str, Column]):
         self._found: dict[str, Column] = {}
 
     @classmethod
-    def of(cls, ranks: Sequence[dict[str, Column]]) -> "Fullest":
-        """The fullest of `ranks`, whose categories are the same; of equally full ones the first."""
-        total = _total(ranks[0])
+    def of(cls, ranks: Sequence[tuple[dict[str, Column], Column]]) -> "Fullest":
+        """The fullest of `ranks`, each with its total; of equally full ones the first."""
+        total = ranks[0][1]
         number = np.zeros((1,) * total.ndim, dtype=np.int8)
-        for index, rank in enumerate(ranks[1:], start=1):
-            of_rank = _total(rank)
+        for index, (_, of_rank) in enumerate(ranks[1:], start=1):
             number = np.where(of_rank > total, np.int8(index), number)
             total = np.maximum(total, of_rank)
-        return cls(ranks, number, total)
+        return cls([found for found, _ in ranks], number, total)
 
     def __getitem__(self, name: str) -> Column:
         if name not in self._found:
@@ -86,9 +85,9 @@ def _total(memory: Mapping[str, Column]) -> Column:
 
 def _of_rank(
     graph: ModelGraph, parts: Parts, place: Place, kept: Column, software: Software, grid: Grid
-) -> dict[str, Column]:
-    """Bytes where the backward pass begins: at the loss, or in the last block, which may first be
-    computed again. What the loss needs is given back before.
+) -> tuple[dict[str, Column], Column]:
+    """Bytes where the backward pass begins, and their sum: at the loss, or in the last block, which
+    may first be computed again. What the loss needs is given back before.
     """
     saved, again = _saved(graph, parts, grid)
     of_loss = place.after * (parts.after.saved_bytes + parts.after.workspace_bytes)
@@ -101,7 +100,7 @@ def _of_rank(
     total = _total(found)
     found["fragments"] = total * software.fragmentation
     found["overhead"] = grid.along("degrees", [software.overhead_bytes])
-    return found
+    return found, total * (1.0 + software.fragmentation) + software.overhead_bytes
 
 
 def _states(
