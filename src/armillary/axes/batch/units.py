@@ -82,7 +82,8 @@ def _rest(graph: ModelGraph, layouts: Layouts, saved: Mapping[str, Column]) -> U
     way, ways = _pipelines(graph, layouts)
     if ways:
         found = [_copies(stages, regions) for stages in ways]
-        copies_GW = np.array([copies for copies, _ in found], np.float64).T.reshape(len(glue), -1)
+        copies_WG = np.array([copies for copies, _ in found], np.float64)
+        copies_GW = copies_WG.reshape(len(ways), len(glue)).T
         num_units_W = np.array([number for _, number in found], np.float64)
         num_ranks_W = np.array([max(stages.ranks) + 1 for stages in ways], np.float64)
         rows = np.flatnonzero(way >= 0)
