@@ -23,6 +23,7 @@ from armillary.plan.published import Subject, subject
 from armillary.plan.runs import read_runs
 from armillary.plan.validate import Errors
 from armillary.spec import SpecError
+from benchmarks.calibration import others
 from benchmarks.calibration.constants import CONSTANTS
 from benchmarks.calibration.problem import Problem
 from benchmarks.calibration.solve import Fitted, fit, intervals, left_out, values_at
@@ -44,6 +45,7 @@ def main() -> None:
     parser.add_argument("--dry-run", action="store_true", help="print, and write nothing")
     options = parser.parse_args()
     began = time.perf_counter()
+    of_others = others.quoted()  # before messages are kept by row
     problem = Problem.of(_subjects(options.most), CONSTANTS)
     print(f"{len(problem.subjects)} rows, {len(CONSTANTS)} constants")
     fitted = fit(problem, np.zeros(len(CONSTANTS)), options.steps)
@@ -52,7 +54,8 @@ def main() -> None:
     _report(problem, ours)
     print("leaving one source out")
     other, places = left_out(problem, fitted)
-    quoted = _report(problem, other)
+    quoted = _report(problem, other) | of_others
+    _print_others(of_others)
     low, high = intervals(problem, fitted, places)
     _print_constants(problem, fitted, low, high)
     if not options.dry_run:
@@ -109,6 +112,11 @@ def _print_errors(name: str, errors: Errors) -> None:
         f"  {name:<46} {errors.num_rows:4d} rows  median {errors.median:6.1%}  "
         f"p90 {errors.ninetieth:6.1%}  mean {errors.mean:6.1%}  bias {errors.bias:+6.1%}"
     )
+
+
+def _print_others(quoted: dict[str, float]) -> None:
+    median, ninetieth = quoted.values()
+    print(f"  convolutional and others, left out: median {median:.1%}, nine in ten {ninetieth:.1%}")
 
 
 def _print_constants(

@@ -32,6 +32,7 @@ def refusal(target: str = FAMILY, **words: object) -> SpecError:
         ({"devices": -8}, "--devices", "-8"),
         ({"devices": 10**7}, "--devices", "10,000,000"),
         ({"at_most": 10**7, "devices": None}, "--at-most", "10,000,000"),
+        ({"at_most": 4}, "--at-most", "beside --devices 8"),
         ({"batch": 0}, "--batch", "0"),
         ({"batch": -1}, "--batch", "-1"),
         ({"batch": None}, "--batch", "missing"),
@@ -68,6 +69,12 @@ def test_words_that_cannot_be_planned(words: dict[str, object], where: str, foun
     error = refusal(**words)
     assert error.where.startswith(where), str(error)
     assert found in str(error)
+
+
+def test_a_layout_that_is_asked_about_is_read_before_anything_is_planned() -> None:
+    with pytest.raises(SpecError) as caught:
+        plan_request(FAMILY, WORDS, ("tensor=banana",))
+    assert caught.value.where == "layout.tensor" and "banana" in str(caught.value)
 
 
 @pytest.mark.parametrize(

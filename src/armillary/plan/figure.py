@@ -6,8 +6,10 @@ from html import escape
 
 from armillary.plan.plot import Scale, tick
 
-WIDTH, HEIGHT = 330, 220
-LEFT, RIGHT, TOP, BOTTOM = 46, 10, 20, 40
+SMALL, WIDE = (330, 220), (500, 300)
+"""Width and height of a figure that stands in a row of three, and in one of two: as wide as it is
+shown, so that its words are as large as those beside it."""
+LEFT, RIGHT, TOP, BOTTOM = 50, 10, 20, 40
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,35 +27,43 @@ class Trace:
     dots: bool = True
 
 
-def figure(traces: Sequence[Trace], *, x_label: str, y_label: str, log_y: bool = True) -> str:
+def figure(
+    traces: Sequence[Trace],
+    *,
+    x_label: str,
+    y_label: str,
+    log_y: bool = True,
+    size: tuple[int, int] = SMALL,
+) -> str:
     """An SVG of the traces on a logarithmic x axis; y from 0 unless `log_y`."""
+    width, height = size
     x_scale = Scale.over([v for t in traces for v in t.x])
     values = [v for t in traces for v in t.y]
     y_scale = Scale.over(values)
     top = max(values, default=1.0) * 1.06 or 1.0
 
     def across(value: float) -> float:
-        return LEFT + x_scale.place(value) * (WIDTH - LEFT - RIGHT)
+        return LEFT + x_scale.place(value) * (width - LEFT - RIGHT)
 
     def down(value: float) -> float:
         share = y_scale.place(value) if log_y else value / top
-        return HEIGHT - BOTTOM - share * (HEIGHT - TOP - BOTTOM)
+        return height - BOTTOM - share * (height - TOP - BOTTOM)
 
     y_ticks = y_scale.ticks(5) if log_y else _even(top)
     parts = [
-        f'<svg class="figure" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
+        f'<svg class="figure" viewBox="0 0 {width} {height}" role="img" '
         f'aria-label="{escape(y_label)} by {escape(x_label)}">'
     ]
     for value in y_ticks:
         at = down(value)
-        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" {_same("y", at)}/>')
+        parts.append(f'<line class="grid" x1="{LEFT}" x2="{width - RIGHT}" {_same("y", at)}/>')
         parts.append(f'<text class="tick" x="{LEFT - 8}" y="{at + 4:.1f}">{tick(value)}</text>')
     for value in x_scale.ticks():
-        at, foot = across(value), HEIGHT - BOTTOM
+        at, foot = across(value), height - BOTTOM
         parts.append(f'<line class="grid" y1="{TOP}" y2="{foot}" {_same("x", at)}/>')
         parts.append(f'<text class="tick mid" x="{at:.1f}" y="{foot + 16}">{tick(value)}</text>')
     parts.append(
-        f'<text class="label mid" x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 6}">'
+        f'<text class="label mid" x="{(LEFT + width - RIGHT) / 2}" y="{height - 6}">'
         f"{escape(x_label)}</text>"
         f'<text class="label" x="{LEFT}" y="{TOP - 8}">{escape(y_label)}</text>'
     )

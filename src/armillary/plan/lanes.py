@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from armillary.networks import Fares, Groups, Times
+from armillary.networks.spans import group_sizes, units_touched
 from armillary.plan.grid import Column, Grid
 from armillary.spec import Machine
 
@@ -53,11 +54,25 @@ class Lanes:
         """Seconds of a `collective` of `size` bytes over the ranks along `axes`."""
         key = (collective, axes)
         if key not in self.times:
-            if axes not in self.groups:
-                spans = [(self.grid.degree(name), self._stride(name)) for name in axes]
-                self.groups[axes] = Groups.of(spans)
-            self.times[key] = self.fares.times(collective, self.groups[axes])
+            self.times[key] = self.fares.times(collective, self._group(axes))
         return self.times[key].seconds(size)
+
+    def places(self, axes: tuple[str, ...]) -> Column:
+        """The units of the innermost links that a group along `axes` touches, or its ranks in one.
+
+        It broadcasts over the grid.
+        """
+        group = self._group(axes)
+        ranks = group_sizes(group.axes, group.num_distinct)
+        touched = units_touched(self.fares.machine.levels, group.axes, group.num_distinct)
+        units = touched[0] if touched else np.ones_like(ranks)
+        return np.asarray(np.where(units > 1, units, ranks)[group.place])
+
+    def _group(self, axes: tuple[str, ...]) -> Groups:
+        if axes not in self.groups:
+            spans = [(self.grid.degree(name), self._stride(name)) for name in axes]
+            self.groups[axes] = Groups.of(spans)
+        return self.groups[axes]
 
     def _stride(self, axis: str) -> NDArray[np.int64]:
         own = self.grid.strides.get(axis, np.ones_like(self.grid.order))

@@ -1,9 +1,11 @@
 """Bytes of the fullest rank, by category."""
 
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from armillary.axes import discover
 from armillary.axes.stages.balance import stages_per_rank
@@ -21,7 +23,7 @@ NUM_GATHERED = 2.0
 
 def bytes_by_category(
     graph: ModelGraph, parts: Parts, dealt: Dealt, software: Software, grid: Grid, micro: Column
-) -> dict[str, Column]:
+) -> "Fullest":
     """Bytes by category of the rank that holds most: the first of a pipeline, its second where
     there are several between the ends, or its last.
     """
@@ -36,23 +38,56 @@ def bytes_by_category(
         _of_rank(graph, parts, place, kept_at(rank, grid, micro), software, grid)
         for place, rank in places
     ]
-    fullest = ranks[0]
-    for rank in ranks[1:]:
-        is_fuller = _total(rank) > _total(fullest)
-        fullest = {name: np.where(is_fuller, rank[name], fullest[name]) for name in fullest}
-    return fullest
+    return Fullest.of(ranks)
 
 
-def _total(memory: dict[str, Column]) -> Column:
+class Fullest(Mapping[str, Column]):
+    """Bytes by category of the fullest of some ranks, each found when it is asked for.
+
+    `total` are those of all categories.
+    """
+
+    def __init__(
+        self, ranks: Sequence[Mapping[str, Column]], number: NDArray[np.int8], total: Column
+    ) -> None:
+        self._ranks, self._number, self.total = ranks, number, total
+        self._found: dict[str, Column] = {}
+
+    @classmethod
+    def of(cls, ranks: Sequence[tuple[dict[str, Column], Column]]) -> "Fullest":
+        """The fullest of `ranks`, each with its total; of equally full ones the first."""
+        total = ranks[0][1]
+        number = np.zeros((1,) * total.ndim, dtype=np.int8)
+        for index, (_, of_rank) in enumerate(ranks[1:], start=1):
+            number = np.where(of_rank > total, np.int8(index), number)
+            total = np.maximum(total, of_rank)
+        return cls([found for found, _ in ranks], number, total)
+
+    def __getitem__(self, name: str) -> Column:
+        if name not in self._found:
+            found = self._ranks[0][name]
+            for index, rank in enumerate(self._ranks[1:], start=1):
+                found = np.where(self._number == index, rank[name], found)
+            self._found[name] = found
+        return self._found[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._ranks[0])
+
+    def __len__(self) -> int:
+        return len(self._ranks[0])
+
+
+def _total(memory: Mapping[str, Column]) -> Column:
     small_first = sorted(memory.values(), key=lambda column: column.size)
     return np.asarray(sum(small_first[1:], small_first[0]))
 
 
 def _of_rank(
     graph: ModelGraph, parts: Parts, place: Place, kept: Column, software: Software, grid: Grid
-) -> dict[str, Column]:
-    """Bytes where the backward pass begins: at the loss, or in the last block, which may first be
-    computed again. What the loss needs is given back before.
+) -> tuple[dict[str, Column], Column]:
+    """Bytes where the backward pass begins, and their sum: at the loss, or in the last block, which
+    may first be computed again. What the loss needs is given back before.
     """
     saved, again = _saved(graph, parts, grid)
     of_loss = place.after * (parts.after.saved_bytes + parts.after.workspace_bytes)
@@ -65,7 +100,7 @@ def _of_rank(
     total = _total(found)
     found["fragments"] = total * software.fragmentation
     found["overhead"] = grid.along("degrees", [software.overhead_bytes])
-    return found
+    return found, total * (1.0 + software.fragmentation) + software.overhead_bytes
 
 
 def _states(

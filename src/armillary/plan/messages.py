@@ -9,6 +9,7 @@ import numpy as np
 
 from armillary.axes import Axis, Transfer, discover
 from armillary.axes.stages.balance import stages_per_rank
+from armillary.core.compute import deduplicated
 from armillary.plan import habits
 from armillary.plan.grid import Column, Grid
 from armillary.plan.lanes import Lanes, Learnt
@@ -52,6 +53,7 @@ def price_messages(
         for one in sent_by(axis, graph, software, grid, global_batch_size, learnt.reads):
             kind = (name, one.transfer.carries, one.transfer.hidden_behind)
             size = one.bytes * scale(one.transfer, graph, software, grid)
+            size = size * share_sent(one.transfer, graph, software, lanes)
             sent = (one.transfer.collective, one.transfer.group, size.shape, size.tobytes())
             if sent not in known:  # the same may be sent in both passes
                 known[sent] = lanes.seconds(one.transfer.collective, one.transfer.group, size)
@@ -107,6 +109,21 @@ def scale(told: Transfer, graph: ModelGraph, software: Software, grid: Grid) -> 
         "counts": lambda p: 1.0,
     }[told.carries]
     return grid.along("precision", [float(ratio(p)) for p in grid.precisions])
+
+
+def share_sent(transfer: Transfer, graph: ModelGraph, software: Software, lanes: Lanes) -> Column:
+    """The share of the rows to routed experts that is sent, by row of the grid; 1 of all else.
+
+    A program that sends a token once to each rank, or node, copies it there for its experts.
+
+    Source: `core.compute.deduplicated`; DeepSeek-AI 2024, arXiv 2412.19437, section 3.2.2.
+    """
+    if not software.sends_once or transfer.carries != "activations":
+        return np.ones(1)
+    chosen = [routed.num_chosen for routed in graph.routed if routed.path == transfer.path]
+    if not chosen or transfer.collective != "all_to_all_single":
+        return np.ones(1)
+    return deduplicated(chosen[0], lanes.places(transfer.group)) / chosen[0]
 
 
 def activation_bytes(precision: str) -> int:

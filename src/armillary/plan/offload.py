@@ -4,6 +4,7 @@ A price of what might be: `train` keeps everything on the device, so a search of
 unless a grid is made with some.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ def is_used(grid: Grid) -> bool:
 
 
 def offload(
-    memory: dict[str, Column],
+    memory: Mapping[str, Column],
     windows_s: tuple[Column, Column],
     num_kept: Column,
     micro: Column,

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from armillary.plan.figure import Trace, figure
+from armillary.plan.figure import WIDE, Trace, figure
 from armillary.plan.telling import (
     account,
     axes_of,
@@ -185,11 +185,15 @@ def _scaling_figures(points: Sequence[ScalingPoint], title: str) -> list[tuple[s
         Trace(x=devices, y=real, kind="second", told=told),
     ]
     return [
-        (title, "dashed: ideal", figure(drawn, y_label="samples a second", x_label="devices")),
+        (
+            title,
+            "dashed: ideal",
+            figure(drawn, y_label="samples a second", x_label="devices", size=WIDE),
+        ),
         (
             "its efficiency",
             "orange: with slow ranks and failures",
-            figure(shares, y_label="efficiency, %", log_y=False, x_label="devices"),
+            figure(shares, y_label="efficiency, %", log_y=False, x_label="devices", size=WIDE),
         ),
     ]
 

@@ -82,7 +82,9 @@ def price(
     micro, refused, reasons = micro_batches(graph, grid, software, global_batch_size)
     dealt = deal(grid, max(parts.num_blocks, 1), head_blocks(parts), software.deals)
     ranks = mean_and_dearest(parts, dealt, grid)
-    memory = bytes_by_category(graph, parts, dealt, software, grid, micro)
+    fullest = bytes_by_category(graph, parts, dealt, software, grid, micro)
+    memory: Mapping[str, Column] = fullest
+    held: Mapping[str, Column] = {"all": fullest.total}
     sent = _sort(messages, software, grid, micro)
     terms = _passes(ranks, sent, software, grid, micro)
     moved_s = software.slowdown / machine.device.memory_bytes_per_s
@@ -95,13 +97,13 @@ def price(
         memory, terms["offload"], has_no_room = offload(
             memory, windows_s, kept, micro, parts.num_blocks, grid, machine
         )
-        reasons = (*reasons, _no_room(machine))
+        held, reasons = memory, (*reasons, _no_room(machine))
         refused = np.where((refused == 0) & has_no_room, np.uint8(len(reasons)), refused)
     terms = {name: np.asarray(term) for name, term in terms.items()}
     return Priced(
         grid=grid,
         step_s=_summed(terms, refused, grid),
-        memory_bytes=_summed(memory, refused, grid),
+        memory_bytes=_summed(held, refused, grid),
         refused=refused,
         reasons=reasons,
         terms=terms,
@@ -262,7 +264,9 @@ def hidden_inside(axis: Axis, software: Software) -> float:
     """The share of an axis' messages inside the passes that the passes hide."""
     if not axis.shares_parameters or axis.splits_module:
         return 0.0
-    return software.hides_experts if axis.splits_batch else software.hides_regions
+    if axis.splits_batch:
+        return software.hides_experts * software.overlaps_experts
+    return software.hides_regions
 
 
 def _passes(

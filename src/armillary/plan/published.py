@@ -45,6 +45,28 @@ Source: pytorch/torchtitan benchmarks/asyncTP_llama3_h100_2025-06, with and with
 """
 HEAD_DIMS = (("qwen3", 128), ("gpt ?oss", 64))
 """Widths of a head that are not hidden / heads, by model: the published configuration files."""
+ROUTING = (
+    ("gpt.oss.* (gb.*fp8 26.0[6-9]|b300)", False, True),
+    ("gpt.oss.* gb200 bf16", True, False),
+    ("gpt.oss", False, False),
+    (".* 25.09", False, False),
+    ("qwen3.(30b.* h100|235b.* (b|h).00).* 25", True, False),
+    ("qwen3.30b.* b200.* 25", False, False),
+    ("qwen3.235b.* h100", True, False),
+    ("qwen3.30b.* h100.* bf16 26.0[6-9]", True, True),
+    ("(qwen|deepseek).* (gb.*|b300) fp8 26.0[6-9]", True, True),
+    ("deepseek.* b200 fp8 26", True, True),
+    ("kimi.* (b|h).00", False, False),
+    ("", False, True),
+)
+"""Of Megatron-Bridge's recipes, by model, device, precision and release, the first that fits:
+whether messages to experts go beside other work, and a token once to a rank or node (HybridEP,
+DeepEP).
+
+Source: NVIDIA-NeMo/Megatron-Bridge, `moe_a2a_overlap` and `moe_flex_dispatcher_backend` of
+scripts/performance at v0.1.0rc4, v0.2.2, v0.3.1 and v0.4.2, `overlap_moe_expert_parallel_comm` and
+the same backend of src/megatron/bridge/perf_recipes at 067f987d.
+"""
 HEAD_WIDTHS = ((1024, (64, 96, 128, 80)), (3072, (96, 128, 64, 80)), (10**9, (128, 96, 64, 80)))
 """Widths of a head where a row does not say how many there are, by hidden size up to.
 
@@ -88,6 +110,8 @@ def subject(run: Run, *, calibrated: bool = True) -> Subject:
         program = replace(program, hides_regions=HIDDEN_BY_ASYNC)
     if re.search("LoRA", run.notes[:60] + run.model):
         program = replace(program, trains_weights=False)
+    if run.kind == "moe" and run.source_group.startswith("nv-bridge"):
+        program = _routing(run, program)
     if _varies(run):
         program = replace(program, spread=program.spread_of_lengths)
     return Subject(
@@ -105,6 +129,15 @@ def software_of(run: Run) -> Software:
     """The generation of software of a run: as the row says, or as its source ran."""
     words = " | ".join((run.source_group, run.id, run.source, run.kind))
     return programs.of_source(run.software, words, run.year)
+
+
+def _routing(run: Run, program: Software) -> Software:
+    """The program as the recipe of the run sends tokens to experts."""
+    release = re.search(r"\b(2\d\.\d\d)\b", run.source)
+    words = f"{run.model} {run.gpu} {run.precision} {release.group(1) if release else '26.08'}"
+    found = next(r for r in ROUTING if re.match(r[0], words, re.IGNORECASE))
+    overlaps = found[1] and "communication overlap off" not in run.notes
+    return replace(program, overlaps_experts=overlaps, sends_once=found[2])
 
 
 def machine_of(run: Run) -> Machine:

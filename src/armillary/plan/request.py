@@ -86,6 +86,8 @@ def plan_request(
     machine = load_machine(words.machine or THIS_MACHINE)
     software, errors = as_it_runs(programs.load(words.software), machine.device)
     fixed = Fixed.parse(words.fix)
+    for layout in asked:
+        Fixed.parse(layout)
     devices, uses_all = _devices(words, machine)
     precisions = _precisions(words, fixed, machine.device)
     if not 0 < words.efficiency <= 1:
@@ -160,8 +162,14 @@ def _devices(words: PlanWords, machine: Machine) -> tuple[int, bool]:
                 f"node{'s' if machine.num_nodes > 1 else ''} of {machine.ranks_per_node}",
                 f"use 1 to {machine.num_ranks:,}, or a larger machine (`armillary machines`)",
             )
-    most = min(n for n in (words.devices, words.at_most, machine.num_ranks) if n is not None)
-    return most, words.at_most is None
+    if words.devices is not None and words.at_most is not None:
+        raise SpecError(
+            "--at-most",
+            f"{words.at_most:,} beside --devices {words.devices:,}",
+            "--devices says how many there are, --at-most up to how many are used",
+            "give one of the two",
+        )
+    return words.devices or words.at_most or machine.num_ranks, words.at_most is None
 
 
 def _precisions(words: PlanWords, fixed: Fixed, device: Device) -> tuple[str, ...]:

@@ -34,6 +34,9 @@ class Software(Document):
     is whether tensor parallelism cuts norms where a run does not say.
 
     `hides_gradients` and `hides_gathers` are the shares of the passes beside which they are sent.
+    `hides_experts` is the share of routed experts' messages that passes hide, if the program
+    `overlaps_experts` at all; with `sends_once` a token is sent once to a rank, or to a unit of the
+    innermost links, whatever number of its experts are there.
     `deals` is how blocks are dealt to stages (`plan/stages.py`), `takes_few` whether 1f1b runs with
     fewer micro batches than stages. `exposes_sends` is the share of a
     pipeline's messages that ranks wait for; with `slices_sends` each rank of a tensor group sends
@@ -100,6 +103,8 @@ class Software(Document):
     trains_weights: bool = True
     experts_s: float = 0.0
     hides_experts: float = 0.0
+    overlaps_experts: bool = True
+    sends_once: bool = False
     hides_regions: float = 0.0
     stream_start_s: float = 0.0
     cast_kernels: float = 0.0

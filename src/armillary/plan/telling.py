@@ -1,6 +1,6 @@
 """A plan on a terminal: the choice, where its time and memory go, the others, how it scales."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from textwrap import wrap
 
 from rich.console import Console
@@ -63,10 +63,20 @@ def facts(plan: Plan) -> Iterator[tuple[str, str]]:
         whole = f"{span(hours)} for {plan.num_steps:,} steps, {cost_of(plan.best, plan.num_steps)}"
         yield "the training", whole
     if plan.errors:
-        told = ", ".join(f"{n.replace('_', ' ')} {100 * e:.1f} %" for n, e in plan.errors.items())
-        yield "errors", f"of predictions of measured runs: {told}"
+        yield "errors", errors_in_words(plan.errors)
     if plan.survival is not None and plan.survival.between_failures_s:
         yield "failures", failures_in_words(plan.survival)
+
+
+def errors_in_words(errors: Mapping[str, float]) -> str:
+    """The errors of predictions by what was predicted: each kind once, with all that is known."""
+    kinds: dict[str, list[str]] = {}
+    for name, error in errors.items():
+        kind, _, share = name.partition(", ")
+        before = f"{share} within " if share not in ("", "median") else ""
+        kinds.setdefault(kind, []).append(f"{before}{100 * error:.1f} %")
+    told = "; ".join(f"{kind} {', '.join(values)}" for kind, values in kinds.items())
+    return f"of predictions of measured runs, in the middle: {told}"
 
 
 def failures_in_words(survival: Survival) -> str:

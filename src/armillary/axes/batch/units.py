@@ -1,6 +1,6 @@
 """What FSDP2 gathers and reduces as a whole: its bytes on a rank, and how often in a step."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -12,7 +12,7 @@ from armillary.axes.stages.balance import Stages, lay_out, stages_per_rank
 from armillary.spec import ModelGraph
 from armillary.spec.layouts import Layouts
 
-# Shapes: G parameters outside the blocks, L layouts
+# Shapes: G parameters outside the blocks, L layouts, W ways to cut a model into stages
 Column = NDArray[np.float64]
 
 
@@ -79,10 +79,18 @@ def _rest(graph: ModelGraph, layouts: Layouts, saved: Mapping[str, Column]) -> U
     for index, one in enumerate(glue):
         sizes_GL[index] = one.parameter_bytes - saved.get(one.path, whole)
     regions = tuple(one.regions for one in glue)
-    for stages, rows in _pipelines(graph, layouts):
-        copies, num_units = _copies(stages, regions)
-        size[rows] = np.array(copies) @ sizes_GL[:, rows] / max(num_units, 1)
-        per_rank[rows] = num_units / (max(stages.ranks) + 1)
+    way, ways = _pipelines(graph, layouts)
+    if ways:
+        found = [_copies(stages, regions) for stages in ways]
+        copies_WG = np.array([copies for copies, _ in found], np.float64)
+        copies_GW = copies_WG.reshape(len(ways), len(glue)).T
+        num_units_W = np.array([number for _, number in found], np.float64)
+        num_ranks_W = np.array([max(stages.ranks) + 1 for stages in ways], np.float64)
+        rows = np.flatnonzero(way >= 0)
+        of_row = way[rows]
+        held = sum((c[of_row] * z[rows] for c, z in zip(copies_GW, sizes_GL, strict=True)), 0.0)
+        size[rows] = held / np.maximum(num_units_W, 1.0)[of_row]
+        per_rank[rows] = (num_units_W / num_ranks_W)[of_row]
     return Unit("", size, per_rank)
 
 
@@ -93,18 +101,24 @@ def _copies(stages: Stages, regions: tuple[tuple[int, ...], ...]) -> tuple[tuple
     return tuple(float(len(one)) for one in held), len({stage for one in held for stage in one})
 
 
-def _pipelines(graph: ModelGraph, layouts: Layouts) -> Iterator[tuple[Stages, NDArray[np.intp]]]:
-    """Every way in which the layouts cut the model into stages, and the rows that do so."""
+def _pipelines(graph: ModelGraph, layouts: Layouts) -> tuple[NDArray[np.int64], list[Stages]]:
+    """By layout which of the ways it is to cut the model into stages, and these; -1 if in none."""
     degrees = layouts.degree("pipeline")
-    schedules = layouts.option("pipeline.schedule", "1f1b")
-    options = layouts.option("pipeline.stages_per_rank", "auto")
-    for degree in np.unique(degrees[degrees > 1]):
-        left = np.flatnonzero(degrees == degree)
-        while left.size:  # words are compared, not sorted: there are few, and sorting takes long
-            schedule, option = schedules[left[0]], options[left[0]]
-            same = (schedules[left] == schedule) & (options[left] == option)
-            per_rank = stages_per_rank(str(schedule), str(option))
+    way, ways = np.full(layouts.num_layouts, -1, dtype=np.int64), list[Stages]()
+    left = np.flatnonzero(degrees > 1)
+    schedules = layouts.option("pipeline.schedule", "1f1b")[left]
+    options = layouts.option("pipeline.stages_per_rank", "auto")[left]
+    while left.size:  # words are compared, not sorted: there are few, and sorting takes long
+        schedule, option = schedules[0], options[0]
+        other = (schedules != schedule) | (options != option)
+        per_rank = stages_per_rank(str(schedule), str(option))
+        rows = left[~other]
+        number = np.full(int(degrees[rows].max()) + 1, -1, dtype=np.int64)
+        for degree in np.flatnonzero(np.bincount(degrees[rows])):
             stages = lay_out(graph, int(degree), str(schedule), per_rank)
             if stages is not None:
-                yield stages, left[same]
-            left = left[~same]
+                number[degree] = len(ways)
+                ways.append(stages)
+        way[rows] = number[degrees[rows]]
+        left, schedules, options = left[other], schedules[other], options[other]
+    return way, ways

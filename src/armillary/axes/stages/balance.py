@@ -53,8 +53,26 @@ def stages_per_rank(schedule: str, option: str) -> int:
 
 def lay_out(graph: ModelGraph, degree: int, schedule: str, per_rank: int) -> Stages | None:
     """The stages of `graph` on `degree` ranks, balanced; None if it cannot be cut so often."""
-    line = tuple(costs(graph)), tuple(cuts(graph))
-    return _laid_out(*line, degree, per_rank, schedule in V_SHAPED)
+    return _laid_out(*_line(_Same(graph)), degree, per_rank, schedule in V_SHAPED)
+
+
+class _Same:
+    """A graph that equals itself alone: a search asks of it thousands of times."""
+
+    def __init__(self, graph: ModelGraph) -> None:
+        self.graph = graph
+
+    def __hash__(self) -> int:
+        return id(self.graph)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and other.graph is self.graph
+
+
+@lru_cache(maxsize=8)
+def _line(one: _Same) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The costs of a graph's blocks, and where it may be cut."""
+    return tuple(costs(one.graph)), tuple(cuts(one.graph))
 
 
 @cache
