@@ -9,9 +9,9 @@ from armillary.axes import Axis, discover
 from armillary.axes.stages.balance import stages_per_rank
 from armillary.plan.folding import fold
 from armillary.plan.grid import Grid
-from armillary.plan.lanes import Learnt
+from armillary.plan.lanes import Lanes, Learnt
 from armillary.plan.memory import bytes_by_category
-from armillary.plan.messages import price_messages, scale, sent_by
+from armillary.plan.messages import price_messages, scale, sent_by, share_sent
 from armillary.plan.offload import is_used
 from armillary.plan.passes import again_s
 from armillary.plan.price import (
@@ -48,6 +48,7 @@ def workload_of(
     once = once_a_step(graph, memory, machine, software, alone)
     priced = price(graph, machine, software, alone, global_batch_size=global_batch_size)
     moved_s = only(priced.terms["offload"]) if is_used(alone) else 0.0  # and not hidden
+    lanes = Lanes(Learnt.of(machine).fares, alone)
     slowdown, rest_s = _slowdown(folded, machine, software, alone, global_batch_size)
     rest_s = min(rest_s, only(priced.terms["contention"]))
     schedule, option = alone.schedules[0]
@@ -66,7 +67,7 @@ def workload_of(
         messages=tuple(
             message
             for name in degrees
-            for message in _messages(axes[name], folded, software, alone, global_batch_size)
+            for message in _messages(axes[name], folded, software, lanes, global_batch_size)
         ),
         update_s=only(once["optimiser"]),
         step_s=only(once["step"]) + moved_s + rest_s,
@@ -161,13 +162,14 @@ def _counted(one: StageWork) -> StageWork:
 
 
 def _messages(
-    axis: Axis, folded: ModelGraph, software: Software, alone: Grid, batch: int
+    axis: Axis, folded: ModelGraph, software: Software, lanes: Lanes, batch: int
 ) -> list[Message]:
     """The messages of one axis, as they are sent in the layout's precision."""
     found = []
-    for one in sent_by(axis, folded, software, alone, batch, {}):
+    for one in sent_by(axis, folded, software, lanes.grid, batch, {}):
         sent = one.transfer
-        size = only(one.bytes) * only(scale(sent, folded, software, alone))
+        size = only(one.bytes) * only(scale(sent, folded, software, lanes.grid))
+        size *= only(share_sent(sent, folded, software, lanes))
         if size <= 0 or only(one.per_step) <= 0:
             continue
         shares = {"gradients": software.hides_gradients, "parameters": software.hides_gathers}
