@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from armillary.step.workers import leave_stopping_to_the_rank, while_workers_are_born
+from armillary.step.workers import held_back, leave_stopping_to_the_rank
 from armillary.train.start import own_ranks
 from armillary.train.survive.watch import Watch
 
@@ -138,7 +138,7 @@ def test_a_worker_meets_the_signals_of_its_rank_alone() -> None:
     fork = multiprocessing.get_context("fork")
     is_ready = fork.Event()
     worker = fork.Process(target=_works, args=(is_ready, 0.3))
-    with while_workers_are_born():
+    with held_back():
         worker.start()
     assert worker.pid is not None
     for name in ("TERM", "INT", "USR1"):  # before it has said that it leaves them to its rank
@@ -156,7 +156,7 @@ def test_a_signal_that_comes_as_workers_are_born_reaches_the_rank() -> None:
     came: list[int] = []
     before = signal.signal(signal.SIGUSR1, lambda number, frame: came.append(number))
     try:
-        with while_workers_are_born():
+        with held_back():
             signal.raise_signal(signal.SIGUSR1)
             assert came == []
         assert came == [signal.SIGUSR1]

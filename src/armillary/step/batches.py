@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from armillary.feeds import FeedState, SampleOrder, Share, mix
 from armillary.spec import SpecError
-from armillary.step.workers import leave_stopping_to_the_rank, while_workers_are_born
+from armillary.step.workers import held_back, leave_stopping_to_the_rank
 
 Key = tuple[int, int, int]  # epoch, position, index of the sample
 Collate = Callable[[list[Any]], Any]
@@ -110,7 +110,7 @@ class Feed:
         starts = range(self.position, len(self.dataset), self.batch_size)
         plan = [(start, min(start + self.batch_size, len(self.dataset))) for start in starts]
         parts = [self.share.micro_batches(*bounds) for bounds in plan]
-        with while_workers_are_born() if self.num_workers else contextlib.nullcontext():
+        with held_back() if self.num_workers else contextlib.nullcontext():
             batches = iter(self._loader([positions for step in parts for positions in step]))
         for (start, stop), micro_batches in zip(plan, parts, strict=True):
             self.position = stop

@@ -11,21 +11,29 @@ import threading
 from collections.abc import Iterator
 
 LEFT_TO_THE_RANK = (signal.SIGINT, signal.SIGUSR1)
+STOPPING = (signal.SIGTERM, *LEFT_TO_THE_RANK)
 
 
 @contextlib.contextmanager
-def while_workers_are_born() -> Iterator[None]:
-    """Hold signals to stop back while workers are forked: a signal that comes between their birth
-    and `leave_stopping_to_the_rank` waits for it. The rank meets its own afterwards.
+def held_back() -> Iterator[None]:
+    """Hold signals to stop back, here until this is over, and in processes that are begun meanwhile
+    until they let them through: one that comes between a worker's birth and
+    `leave_stopping_to_the_rank` waits for it.
     """
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM, *LEFT_TO_THE_RANK])
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def let_through() -> None:
+    """Meet signals to stop again, and any that came while they were held back."""
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
 
 
 def leave_stopping_to_the_rank(worker: int) -> None:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from armillary.step.workers import let_through
 from armillary.train.checkpoints.saved import saved_steps
 from armillary.train.launchers.address import LOCAL_ADDRESS
 from armillary.train.outcome import INTERRUPTED, Outcome
@@ -147,6 +148,7 @@ def run_rank(request: TrainRequest, errors: str, agent: int) -> Outcome:
     if (folder.parent / TOLD).exists():
         here.unlink()
         raise SystemExit(INTERRUPTED)
+    let_through()
     try:
         outcome = train_rank(request, agent=agent)
     except BaseException as error:

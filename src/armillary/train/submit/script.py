@@ -20,7 +20,7 @@ LOST_RANKS = """\
 # where the run is done (0), has bad input (2), a loss that is not finite (3), or was told to leave.
 case "$code" in 0|2|3|75) break ;; esac
 saved_now=$(ls -d "$job"/runs/*/checkpoints/step-* 2>/dev/null | tail -n 1)
-[ "${again:-no}" = yes ] && break
+[ "${leave:-no}" = yes ] && break
 if [ -z "$saved_now" ] || [ "$saved_now" = "$saved_before" ]; then break; fi
 saved_before=$saved_now
 echo "ranks were lost (exit code $code): they are started again"

@@ -8,8 +8,8 @@ from armillary.train.submit.schedulers.door import Ask, run, submitted, unanswer
 WAITING = """\
 # The ranks are told to save and leave by `timeout` before their start, and by a TERM to this shell
 # (qdel). Whether mpiexec hands a TERM on to its ranks is not in the sources we have.
-told=no
-trap 'told=yes; kill -TERM "$ranks"' TERM
+told=no leave=no
+trap 'told=yes leave=yes; kill -TERM "$ranks"' TERM
 while told=no; wait "$ranks"; code=$?; [ "$told" = yes ]; do :; done"""
 
 AGAIN = """\

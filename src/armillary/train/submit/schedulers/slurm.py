@@ -8,9 +8,9 @@ WAITING = """\
 # Before the time is up Slurm sends USR1 to this shell, which tells the ranks to save and leave
 # (exit code 75); before a preemption it tells the ranks itself. The job then goes back into the
 # queue: Slurm does that only with a job that it had to kill. A cancelled job stays cancelled.
-again=no told=no
+again=no told=no leave=no
 preempted() { scontrol show job "$SLURM_JOB_ID" | grep -q ' PreemptTime=[0-9]'; }
-tell() { told=yes; scancel --signal=TERM "$SLURM_JOB_ID"; }
+tell() { told=yes leave=yes; scancel --signal=TERM "$SLURM_JOB_ID"; }
 trap 'again=yes; tell' USR1
 trap 'tell' TERM
 while told=no; wait "$ranks"; code=$?; [ "$told" = yes ]; do :; done"""
