@@ -43,11 +43,13 @@ def records_of(recipe: Recipe, layout: Layout, batch_size: int = BATCH_SIZE) -> 
     ]
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", sorted(discover()))
-def test_every_axis_does_what_it_tells(name: str) -> None:
+def test_every_axis_does_what_it_tells(name: str, precision: str) -> None:
     """What an average rank holds, and what all ranks send, at degree 2."""
     recipe = small({"expert": "moe", "sequence": "cnn"}.get(name, "gpt"))
-    found = differences(recipe, records_of(recipe, Layout(degrees={name: 2})))
+    layout = Layout(degrees={name: 2}, precision=precision)
+    found = differences(recipe, records_of(recipe, layout))
     assert not found, "\n".join(map(str, found))
 
 
@@ -59,6 +61,7 @@ def test_every_axis_does_what_it_tells(name: str) -> None:
         ("gpt", "pipeline=2,pipeline.schedule=zbv"),
         ("gpt", "data=4,sequence=2,tensor=2,recompute=full"),
         ("moe", "expert=4,sharded=2,micro_batch_size=2"),
+        ("moe", "expert=2,tensor=2,precision=bfloat16"),
     ],
 )
 def test_products_of_axes_do_what_they_tell(name: str, words: str) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from armillary.axes import admit, discover
+from armillary.axes import Transfer, admit, discover
 from armillary.spec import Layout
 from armillary.spec.layouts import Layouts
 from tests.contract.recorded import NUM_STEPS, Message, record
@@ -46,6 +46,16 @@ OPTIONS = (
     ("cnn network=unet", "sequence=2,tensor=2"),
 )
 """Recipes, with what they are told, and layouts."""
+NARROW = (
+    ("gpt", "pipeline=2,tensor=2"),
+    ("gpt", "sequence=2,tensor=2"),
+    ("gpt", "tensor=2,tensor.norms=cut"),
+    ("gpt", "tensor=2,tensor.loss=vocabulary"),
+    ("moe", "expert=2,sequence=2"),
+    ("cnn", "pipeline=2,tensor=2"),
+    ("cnn", "sequence=2,tensor=2"),
+)
+"""The same in bfloat16, where autocast narrows some of what is sent and not the rest."""
 
 
 def words_of(*names: str) -> str:
@@ -87,8 +97,11 @@ def _prepared(recipe: str, batch_size: int) -> Any:
 
 
 def as_run(words: str) -> tuple[Layout, int]:
-    """The layout in float64, in a pipeline with several micro batches; and samples of a step."""
-    layout = replace(Layout.parse(words), precision="float64")
+    """The layout, in float64 unless it names a precision, in a pipeline with several micro batches;
+    and samples of a step.
+    """
+    named = "" if "precision=" in words else ",precision=float64"
+    layout = Layout.parse(f"{words}{named}")
     if "pipeline" not in layout.degrees:
         return layout, NUM_SAMPLES * NUM_MICRO_BATCHES
     from armillary.step.world import count_shares
@@ -122,7 +135,7 @@ def said(graph: Any, layout: Layout, batch_size: int) -> Totals:
     for name in layout.degrees:
         for t in discover()[name].traffic(graph, table):
             size, count = float(t.bytes[0]), float(t.per_step[0]) * layout.num_ranks
-            kind = t.collective
+            kind, size = t.collective, size * _width(t, layout)
             if kind == "batch_isend_irecv":
                 kind, size = "send", size / layout.degree(name)
             elif kind == "send":
@@ -131,6 +144,13 @@ def said(graph: Any, layout: Layout, batch_size: int) -> Totals:
                 group = tuple(axis for axis in layout.degrees if axis in t.group)
                 _add(totals, (kind, group), count, count * size)
     return totals
+
+
+def _width(told: Transfer, layout: Layout) -> float:
+    """Bytes as sent for each byte of a graph that was read in float64."""
+    if layout.precision == "float64" or told.carries == "counts":
+        return 1.0
+    return 2 / 8 if told.carries == "activations" and not told.is_wide else 4 / 8
 
 
 def _add(totals: Totals, key: Key, count: float, size: float) -> None:
@@ -151,7 +171,15 @@ def untrue(sent: Totals, told: Totals, tolerance: float) -> dict[Key, str]:
     return wrong
 
 
-@pytest.mark.parametrize(("recipe", "words"), [*cases(), *recomputed(), *OPTIONS])
+@pytest.mark.parametrize(
+    ("recipe", "words"),
+    [
+        *cases(),
+        *recomputed(),
+        *OPTIONS,
+        *((recipe, f"{words},precision=bfloat16") for recipe, words in NARROW),
+    ],
+)
 def test_the_axes_send_what_they_say(ranks: Ranks, recipe: str, words: str) -> None:
     layout, batch_size = as_run(words)
     prepared = _prepared(recipe, batch_size)

@@ -3,6 +3,11 @@
 import pytest
 import torch
 
+from armillary.spec import Layout
+from armillary.step.recipe import load_recipe
+from armillary.verify.prepare import prepare
+from armillary.verify.program import run
+from tests.parity.ranks import Ranks
 from tests.parity.runs import Bench, Result, distance
 
 
@@ -21,6 +26,28 @@ def test_half_precision_lands_near_float32(
     assert ours.losses != float32.losses
     assert ours.losses == pytest.approx(float32.losses, rel=largest)
     assert {tensor.dtype for tensor in ours.parameters().values()} == {torch.float32}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "words"),
+    [
+        ("gpt", "tensor=2,tensor.norms=cut,tensor.loss=vocabulary"),
+        ("gpt", "pipeline=2,micro_batch_size=4"),
+        ("moe", "expert=2,sequence=2"),
+        ("cnn", "sequence=2,tensor=2"),
+    ],
+)
+def test_what_is_sent_in_16_bits_changes_no_more_than_rounding(
+    ranks: Ranks, recipe: str, words: str
+) -> None:
+    """Losses and norms in bfloat16 on ranks are those of bfloat16 on one, to its 8 bits."""
+    program = prepare(load_recipe(recipe)).program
+    layout = Layout.parse(f"{words},precision=bfloat16")
+    alone = Layout(precision="bfloat16", micro_batch_size=layout.micro_batch_size)
+    ours = ranks.run(layout.num_ranks, run, program, layout)[0]
+    (theirs,) = ranks.run(1, run, program, alone)
+    assert ours.losses == pytest.approx(theirs.losses, rel=2e-3)
+    assert ours.norms == pytest.approx(theirs.norms, rel=2e-2)
 
 
 @pytest.mark.parametrize("layout", ["", "data=2", "sharded=2"])

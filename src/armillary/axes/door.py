@@ -70,7 +70,9 @@ class Transfer:
     whatever `ModelGraph.times` says; what has no path is for all of them. `hidden_behind` is the
     phase it can overlap with. It `carries` "activations" or their gradients, "parameters" or
     "gradients" of them, whose dtypes may differ, or "counts", whose bytes are what they are in any
-    precision. It is sent beside `rounds` of a step's micro batches, what is not inside a pass.
+    precision. Activations that are `is_wide` stay as wide as parameters under autocast, which
+    narrows what products take and put out. It is sent beside `rounds` of a step's micro batches,
+    what is not inside a pass.
     """
 
     collective: str
@@ -80,6 +82,7 @@ class Transfer:
     hidden_behind: str
     path: str
     carries: str = "activations"
+    is_wide: bool = False
     rounds: Any = 1.0
 
 

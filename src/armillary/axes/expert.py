@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from armillary.axes.autocast import narrowed
 from armillary.axes.batch.counted import counted
 from armillary.axes.batch.routed import COUNT_BYTES, exchange_by, routed_modules
 from armillary.axes.batch.times import num_calls, num_reductions, rank_samples, sent_again
@@ -96,9 +97,14 @@ class Expert:
         return refusals
 
     def divides(self, graph: ModelGraph, layouts: Layouts) -> Shares:
+        """Experts are a larger part of what the tensor axis leaves, which cuts the rest alone."""
+        from armillary.axes import discover
+
         degrees = layouts.degree(self.name)
-        routed = expert_bytes(graph) / max(graph.parameter_bytes, 1)
-        share = (1.0 - routed) + routed / degrees
+        share, routed = np.ones(layouts.num_layouts), expert_bytes(graph)
+        if routed:
+            left = discover()["tensor"].divides(graph, layouts).parameters
+            share -= routed / graph.parameter_bytes / left * (1.0 - 1.0 / degrees)
         return Shares(
             parameters=share, gradients=share, optimizer_state=share, samples=1.0 / degrees
         )
@@ -210,7 +216,7 @@ class Exchange:
         dist.all_to_all_single(arriving_DL, leaving_DL, group=self.group)
         leaving = _sizes(leaving_DL, len(rows_RH))
         arriving = _sizes(arriving_DL, round(self.load * len(rows_RH)))
-        rows_AH = _send(rows_RH, leaving, arriving, self.group)
+        rows_AH = _send(narrowed(rows_RH), leaving, arriving, self.group)
         order_A = _by_expert(arriving_DL, len(rows_AH))
         found_AH = compute(rows_AH[order_A], arriving_DL.sum(0))
         back_AH = torch.empty_like(found_AH).index_copy(0, order_A, found_AH)

@@ -18,6 +18,7 @@ from armillary.axes.stages.balance import (
     lay_out,
     stages_per_rank,
 )
+from armillary.axes.stages.crossing import alike, num_sent
 from armillary.axes.stages.fitting import fitting
 from armillary.spec import Layout, ModelGraph, Op, SpecError
 from armillary.spec.layouts import Layouts
@@ -144,12 +145,13 @@ class Pipeline:
         cuts_norms = layouts.option("tensor.norms", "whole") == "cut"
         share = share / np.where(cuts_norms, layouts.degree("tensor"), 1)
         found = []
-        for (crossing_bytes, number), blocks in _alike(graph).items():
+        for (crossing_bytes, number, is_wide), blocks in alike(graph).items():
             among = frozenset(blocks)
-            cut = np.array([_num_sent(stages, among) for stages in ways], dtype=np.float64)
+            cut = np.array([num_sent(stages, among) for stages in ways], dtype=np.float64)
             size = crossing_bytes * share / number
             times = cut[places] * layouts.num_micro_batches * float(number)
-            found += [_transfer("send", size, times, phase, "") for phase in PHASES]
+            for phase in PHASES:
+                found.append(replace(_transfer("send", size, times, phase, ""), is_wide=is_wide))
         for glue in graph.glue:
             copies = np.array(
                 [len(_holding_ranks(stages, glue.regions)) if stages else 1 for stages in ways]
@@ -248,23 +250,6 @@ def _shares_of(path: str, graph: ModelGraph, layouts: Layouts) -> NDArray[np.flo
             degrees = layouts.degree("tensor")
             shares = shares * np.where(is_cut(split, degrees), degrees, 1)
     return shares
-
-
-def _alike(graph: ModelGraph) -> dict[tuple[int, int], list[int]]:
-    """The blocks before which as much crosses, by its bytes per sample and number of tensors."""
-    found: dict[tuple[int, int], list[int]] = {}
-    for block, crossing in enumerate(graph.crossings):
-        if crossing:
-            found.setdefault((graph.crossing_bytes[block], len(crossing)), []).append(block)
-    return found
-
-
-def _num_sent(stages: Stages | None, blocks: frozenset[int]) -> int:
-    """Before how many of `blocks` there is a cut, between stages of two ranks."""
-    if stages is None:
-        return 0
-    cuts = zip(stages.bounds[1:-1], stages.ranks[:-1], stages.ranks[1:], strict=True)
-    return sum(block in blocks and before != after for block, before, after in cuts)
 
 
 def _holding_ranks(stages: Stages, regions: Sequence[int]) -> list[int]:

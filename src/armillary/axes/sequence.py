@@ -205,13 +205,14 @@ class SequenceAxis:
             if on_grid or not s.num_groups
         ]
         told += [
-            (r.path, iter([("all_gather_into_tensor", size * samples, 1, "forward", "")]))
+            (r.path, iter([("all_gather_into_tensor", size * samples, 1, "forward", "", True)]))
             for r in graph.routed
             if (size := choice_bytes(r))
         ]
         for path, messages in told:
-            for collective, size, times, phase, hidden in messages:
+            for collective, size, times, phase, hidden, is_wide in messages:
                 sent = self._sent(collective, layouts, size, times * calls, hidden, path)
+                sent = replace(sent, is_wide=is_wide)
                 found += sent_again(sent, graph, layouts) if phase == "forward" else [sent]
         return found
 

@@ -160,8 +160,8 @@ class Tensor:
         calls = num_calls(layouts)
         last = {split.path for split in graph.splits if split.ends_block}
         found = []
-        for path, collective, size, times, phase in edges(graph, layouts):
-            sent = self._sent(path, collective, size, times * calls, phase)
+        for path, collective, size, times, phase, is_wide in edges(graph, layouts):
+            sent = self._sent(path, collective, size, times * calls, phase, is_wide)
             is_again = phase == "forward" and path not in last
             found += sent_again(sent, graph, layouts) if is_again else [sent]
         for message in summed_gradients(graph, layouts):
@@ -175,6 +175,7 @@ class Tensor:
         size: NDArray[np.float64],
         times: NDArray[np.float64],
         phase: str,
+        is_wide: bool,
     ) -> Transfer:
         return Transfer(
             collective=collective,
@@ -183,6 +184,7 @@ class Tensor:
             per_step=times,
             hidden_behind=phase,
             path=path,
+            is_wide=is_wide,
         )
 
     def apply(

@@ -9,14 +9,14 @@ cross the cut, and everything else (masks, positions) can be computed again from
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any
 
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
 from armillary.models.watch import Call
@@ -30,6 +30,14 @@ OF_SHAPE = (
 """Operations whose result does not depend on a tensor's values."""
 LIKE_ANOTHER = ("to", "type_as", "expand_as", "view_as", "reshape_as")
 """Those whose result does not depend on the values of the second tensor."""
+PRODUCTS = {
+    *("linear", "bilinear", "matmul", "__matmul__", "__rmatmul__", "mm", "bmm", "mv", "einsum"),
+    *("addmm", "addbmm", "baddbmm", "addmv", "chain_matmul", "scaled_dot_product_attention"),
+    *(f"conv{kind}{n}d" for kind in ("", "_transpose") for n in (1, 2, 3)),
+    *("lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell"),
+    "multi_head_attention_forward",
+}
+"""Functions that autocast has take 16 bits. Source: torch, "Automatic Mixed Precision package"."""
 READS = ("item", "tolist", "numpy", "__bool__", "__int__", "__float__", "equal", "is_nonzero")
 
 
@@ -53,6 +61,8 @@ class Chain:
     chain: tuple[str, ...] = ()
     crossings: tuple[tuple[int, ...], ...] = ()
     crossing_bytes: tuple[int, ...] = ()
+    wide_crossings: tuple[tuple[int, ...], ...] = ()
+    wide_bytes: tuple[int, ...] = ()
     chain_flops: tuple[int, ...] = ()
     glue: tuple[Glue, ...] = ()
     uncut: str = ""
@@ -76,10 +86,28 @@ def find_chain(
             uncut="it has no two blocks of one class in a ModuleList or Sequential that share no "
             "parameter with the rest"
         )
-    watched = _Watch(module, blocks, num_samples)
+    watched = _watched(module, blocks, call, num_samples)
+    found = watched.chain()
+    if not found.chain:
+        return found
+    try:
+        narrow = _watched(module, blocks, call, num_samples, narrows=True)
+    except (
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ):  # it mixes dtypes, and runs under no autocast either
+        return found
+    return replace(found, **watched.kept_wide(narrow, found))
+
+
+def _watched(
+    module: nn.Module, blocks: Sequence[str], call: Call, num_samples: int, narrows: bool = False
+) -> "_Watch":
+    watched = _Watch(module, blocks, num_samples, narrows)
     with watched.watching():
         call(module)
-    return watched.chain()
+    return watched
 
 
 @dataclass(slots=True, eq=False)
@@ -104,17 +132,23 @@ class _Faults:
 
 
 class _Watch(TorchFunctionMode):
-    """Watches one call: regions, what parameters each uses, and which tensors cross."""
+    """Watches one call: regions, what parameters each uses, and which tensors cross.
 
-    def __init__(self, module: nn.Module, blocks: Sequence[str], num_samples: int) -> None:
+    One that `narrows` has products take 16 bits, as autocast does, on any device.
+    """
+
+    def __init__(
+        self, module: nn.Module, blocks: Sequence[str], num_samples: int, narrows: bool = False
+    ) -> None:
         super().__init__()
+        self.narrows = narrows
         self.module, self.blocks, self.num_samples = module, set(blocks), num_samples
         self.names = {p: n for n, p in reversed([*module.named_parameters(remove_duplicate=False)])}
         self.region, self.depth, self.num_calls = 0, 1, 0  # depth 0: in the model, in no part
         self.order: list[str] = []
         self.arguments: list[set[int]] = []
         self.crossings: list[tuple[int, ...]] = []
-        self.crossing_bytes: list[int] = []
+        self.sizes: list[dict[int, int]] = []
         self.made: dict[int, _Seen] = {}
         self.uses: dict[nn.Parameter, set[int]] = {}
         self.marks: list[int] = []
@@ -139,6 +173,8 @@ class _Watch(TorchFunctionMode):
             self.module.eval()
             stack.enter_context(torch.no_grad())
             stack.enter_context(torch.random.fork_rng(devices=[]))
+            if self.narrows:  # which modules of torch ask about, beside what is on a CPU
+                stack.enter_context(torch.autocast("cpu", dtype=torch.bfloat16))
             stack.enter_context(self.counter)
             stack.enter_context(self)
             yield
@@ -168,7 +204,7 @@ class _Watch(TorchFunctionMode):
                     self.uses.setdefault(leaf, set()).add(self.region + 1)
             crossing = self._crossing(leaves)
             self.crossings.append(crossing)
-            self.crossing_bytes.append(sum(leaves[i].nbytes for i in crossing))
+            self.sizes.append({i: leaves[i].nbytes for i in crossing})
             self.arguments.append({id(leaf) for leaf in leaves})
             self.order.append(path)
         self.depth += 1
@@ -205,9 +241,12 @@ class _Watch(TorchFunctionMode):
     def __torch_function__(
         self, function: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        result = function(*args, **(kwargs or {}))
+        name, given = getattr(function, "__name__", ""), (args, kwargs or {})
+        if self.narrows and name in PRODUCTS:
+            given = tree_map_only(torch.Tensor, _narrowed, given)
+        result = function(*given[0], **given[1])
         if self.depth == 0:
-            self._note(getattr(function, "__name__", ""), _tensors((args, kwargs)), result)
+            self._note(name, _tensors((args, kwargs)), result)
         return result
 
     def _note(self, name: str, taken: list[torch.Tensor], result: Any) -> None:
@@ -271,10 +310,22 @@ class _Watch(TorchFunctionMode):
         return Chain(
             chain=tuple(self.order),
             crossings=((), *crossings[1:]),
-            crossing_bytes=tuple(size // self.num_samples for size in self.crossing_bytes),
+            crossing_bytes=tuple(sum(s.values()) // self.num_samples for s in self.sizes),
             chain_flops=tuple((end - start) // self.num_samples for start, end in spans),
             glue=tuple(self._glue()),
         )
+
+    def kept_wide(self, narrow: "_Watch", chain: Chain) -> dict[str, Any]:
+        """Of what crosses the cuts of `chain`, that which is as wide in the `narrow` watch."""
+        pairs = zip(chain.crossings, self.sizes, narrow.sizes, strict=True)
+        wide = [
+            {i: sizes[i] for i in crossing if others.get(i) == sizes[i]}
+            for crossing, sizes, others in pairs
+        ]
+        return {
+            "wide_crossings": tuple(tuple(found) for found in wide),
+            "wide_bytes": tuple(sum(found.values()) // self.num_samples for found in wide),
+        }
 
     def _why_none(self) -> str:
         if self.num_calls != 1:
@@ -321,6 +372,11 @@ def _units(
             yield from _units(child, blocks, f"{path}.")
         elif any(True for _ in child.parameters()):
             yield path, child, False
+
+
+def _narrowed(tensor: torch.Tensor) -> torch.Tensor:
+    is_wide = tensor.dtype.is_floating_point and tensor.element_size() > 2
+    return tensor.to(torch.bfloat16) if is_wide else tensor
 
 
 def _tensors(values: Any) -> list[torch.Tensor]:

@@ -38,6 +38,8 @@ def read(module: nn.Module, call: Call | None = None, num_samples: int = 1) -> M
         uncut=found.uncut,
         crossings=found.crossings,
         crossing_bytes=found.crossing_bytes,
+        wide_crossings=found.wide_crossings,
+        wide_bytes=found.wide_bytes,
         chain_flops=found.chain_flops,
         glue=found.glue,
         has_batch_norm=any(isinstance(part, _BatchNorm) for part in module.modules()),

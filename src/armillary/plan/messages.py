@@ -52,7 +52,7 @@ def price_messages(
         known: dict[Any, Column] = {}
         for one in sent_by(axis, graph, software, grid, global_batch_size, learnt.reads):
             kind = (name, one.transfer.carries, one.transfer.hidden_behind)
-            size = one.bytes * scale(one.transfer.carries, graph, software, grid)
+            size = one.bytes * scale(one.transfer, graph, software, grid)
             size = size * share_sent(one.transfer, graph, software, lanes)
             sent = (one.transfer.collective, one.transfer.group, size.shape, size.tobytes())
             if sent not in known:  # the same may be sent in both passes
@@ -98,15 +98,16 @@ def _between_stages(software: Software, grid: Grid) -> Grid:
     return replace(grid, regions=regions, schedules=schedules)
 
 
-def scale(carries: str, graph: ModelGraph, software: Software, grid: Grid) -> Column:
+def scale(told: Transfer, graph: ModelGraph, software: Software, grid: Grid) -> Column:
     """Bytes as sent for each byte as told, along the precisions of the grid."""
     stored = graph.parameter_bytes / max(graph.num_parameters, 1)
+    least = 4 if told.is_wide and software.keeps_wide else 0
     ratio = {
-        "activations": lambda p: activation_bytes(p) / graph.element_bytes,
+        "activations": lambda p: max(activation_bytes(p), least) / graph.element_bytes,
         "parameters": lambda p: software.of(software.gathered_bytes, p) / stored,
         "gradients": lambda p: software.of(software.reduced_bytes, p) / stored,
         "counts": lambda p: 1.0,
-    }[carries]
+    }[told.carries]
     return grid.along("precision", [float(ratio(p)) for p in grid.precisions])
 
 

@@ -40,7 +40,8 @@ class Software(Document):
     `deals` is how blocks are dealt to stages (`plan/stages.py`), `takes_few` whether 1f1b runs with
     fewer micro batches than stages. `exposes_sends` is the share of a
     pipeline's messages that ranks wait for; with `slices_sends` each rank of a tensor group sends
-    its part of them. `slowdown` is how often
+    its part of them. `keeps_wide` is whether activations that no product takes or puts out are sent
+    in 32 bits, as torch's autocast leaves them. `slowdown` is how often
     what is sent beside a pass goes through the device's memory, or keeps it as long from the pass:
     what messages read and write, copies in and out of their buffers, and units that they take.
     `launch_s` is the host's time a kernel, 0 for the device's own, and
@@ -80,6 +81,7 @@ class Software(Document):
     hides_gathers: float = 1.0
     exposes_sends: float = 1.0
     slices_sends: bool = False
+    keeps_wide: bool = False
     slowdown: float = 0.0
     optimizer_passes: float = 2.0
     deals: str = "balanced"

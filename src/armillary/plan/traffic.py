@@ -82,7 +82,7 @@ def sent_along(
             rounds = np.asarray(one.rounds, dtype=np.float64)
             found = Sent(one, *(_narrow(values, shape) for values in (one.bytes, count, rounds)))
             size = found.bytes
-            where = (one.collective, one.group, one.hidden_behind, one.carries)
+            where = (one.collective, one.group, one.hidden_behind, one.carries, one.is_wide)
             key = (where, size.shape, size.tobytes(), found.rounds.tobytes())
             alike[key].append(found)
     for members in alike.values():

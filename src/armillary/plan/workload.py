@@ -167,7 +167,7 @@ def _messages(
     found = []
     for one in sent_by(axis, folded, software, alone, batch, {}):
         sent = one.transfer
-        size = only(one.bytes) * only(scale(sent.carries, folded, software, alone))
+        size = only(one.bytes) * only(scale(sent, folded, software, alone))
         if size <= 0 or only(one.per_step) <= 0:
             continue
         shares = {"gradients": software.hides_gradients, "parameters": software.hides_gathers}

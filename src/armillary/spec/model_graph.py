@@ -285,7 +285,8 @@ class ModelGraph(Document):
     shared parameter counted once, in `num_tensors` parameters. `chain` are the paths of the blocks
     that follow one another, in order: what a pipeline may be cut between; `crossings` says for each
     which of the tensors it takes, counted, are handed on from before it (none where no cut is
-    sound), `crossing_bytes` how large these are per sample, `chain_flops` what one sample costs
+    sound), `crossing_bytes` how large these are per sample, `wide_crossings` and `wide_bytes` the
+    same of those that autocast leaves as wide as parameters, `chain_flops` what one sample costs
     forward before the first block and from each block to the next, and `glue` what other parameters
     are used where. `unsplit` says for modules that cannot be split why not, and `uncut` why there
     is no chain. `positions` says along which dim of the inputs a sample may be cut. `batch_norms`
@@ -313,6 +314,8 @@ class ModelGraph(Document):
     uncut: str = ""
     crossings: tuple[tuple[int, ...], ...] = ()
     crossing_bytes: tuple[int, ...] = ()
+    wide_crossings: tuple[tuple[int, ...], ...] = ()
+    wide_bytes: tuple[int, ...] = ()
     chain_flops: tuple[int, ...] = ()
     glue: tuple[Glue, ...] = ()
     splits: tuple[Split, ...] = ()

@@ -11,8 +11,9 @@ from armillary.spec import Attention, ModelGraph
 from armillary.spec.layouts import Layouts
 
 Column = NDArray[np.float64]
-Message = tuple[str, Any, Any, str, str]
-"""torch's name of the collective, bytes, how often in a call, the pass, and what hides it."""
+Message = tuple[str, Any, Any, str, str, bool]
+"""torch's name of the collective, bytes, how often in a call, the pass, what hides it, and whether
+it stays wide under autocast."""
 AXIS = "sequence"
 
 
@@ -46,16 +47,17 @@ class _Sizes(NamedTuple):
 
 
 def _ring(attention: Attention, layouts: Layouts, sizes: _Sizes, is_sent: Any) -> Iterator[Message]:
-    """Keys and values once to every other rank in each pass, their gradients to all."""
+    """Keys and values once to every other rank in each pass, their gradients, as sums, to all."""
     degrees = layouts.degree(AXIS).astype(np.float64)
     turns = is_sent & attention.is_causal & (attention.length % (2 * degrees) == 0)
     turns &= layouts.option(f"{AXIS}.balance", "zigzag") == "zigzag"
     both = sizes.key * (1 + sizes.width)
-    yield "batch_isend_irecv", both, is_sent * (degrees - 1), "forward", "forward"
-    yield "batch_isend_irecv", both, is_sent * (2 * degrees - 1), "backward", "backward"
     for phase in ("forward", "backward"):
-        yield "all_to_all_single", sizes.query + both, turns, phase, phase
-        yield "all_to_all_single", sizes.query * sizes.width, turns, phase, phase
+        yield "batch_isend_irecv", both, is_sent * (degrees - 1), phase, phase, False
+    yield "batch_isend_irecv", both, is_sent * degrees, "backward", "backward", True
+    for phase in ("forward", "backward"):
+        yield "all_to_all_single", sizes.query + both, turns, phase, phase, False
+        yield "all_to_all_single", sizes.query * sizes.width, turns, phase, phase, False
 
 
 def _heads(
@@ -66,4 +68,4 @@ def _heads(
     for phase in ("forward", "backward"):
         for size in (sizes.query, keys):
             for width in (1.0, sizes.width):
-                yield "all_to_all_single", size * width, is_sent * 1.0, phase, ""
+                yield "all_to_all_single", size * width, is_sent * 1.0, phase, "", False

@@ -10,6 +10,7 @@ from functools import partial
 from math import prod
 from typing import TYPE_CHECKING, Any
 
+from armillary.axes.autocast import narrowed
 from armillary.axes.grids.halo import cut_of, entry, extended, joined, refuse, window_of
 from armillary.axes.grids.norm import norm_over_rows
 from armillary.axes.stand_in import original, standing_in
@@ -79,7 +80,9 @@ def _convolve(
         groups,
     )
     found = laid.joined(out, cut, x.shape[cut[1]] // strides[place])
-    return found if bias is None or own_bias is not None else found + bias.view(-1, *[1] * num_dims)
+    if bias is None or own_bias is not None:
+        return found
+    return found + bias.view(-1, *[1] * num_dims).to(found.dtype)
 
 
 def _mixes_groups(weight: Any, groups: int) -> bool:
@@ -127,7 +130,7 @@ class _Channels:
                 self.out[dim], self.is_partial = Partial(), True
             elif not placement.is_replicate() or x.placements[dim].is_shard(1):
                 wanted[dim] = self.grads[dim] = self.out[dim] = Replicate()
-        self.x = x.redistribute(self.mesh, wanted)
+        self.x = narrowed(x).redistribute(self.mesh, wanted)
         self.num_channels = weight.shape[0]
 
     def local_x(self) -> "Tensor":

@@ -10,9 +10,9 @@ from armillary.spec import ModelGraph, Stencil, Sum
 from armillary.spec.layouts import Layouts
 
 Column = NDArray[np.float64]
-Message = tuple[str, Column, int, str, str]
-"""torch's name of the collective, bytes, how often in a call of the model, the pass, and what hides
-it."""
+Message = tuple[str, Column, int, str, str, bool]
+"""torch's name of the collective, bytes, how often in a call of the model, the pass, what hides it,
+and whether it stays wide under autocast."""
 AXIS = "sequence"
 
 
@@ -28,7 +28,7 @@ def row_messages(
     for phase in ("forward", "backward"):
         for rows in (stencil.before, stencil.after):
             if rows and (phase == "forward" or stencil.has_gradient):
-                yield "batch_isend_irecv", rows * size, stencil.num_calls, phase, phase
+                yield "batch_isend_irecv", rows * size, stencil.num_calls, phase, phase, False
 
 
 def sum_messages(
@@ -39,11 +39,12 @@ def sum_messages(
     """
     size = added.sample_bytes * samples
     if not added.num_groups:
-        yield "all_reduce", size, added.num_calls, "forward", ""
+        yield "all_reduce", size, added.num_calls, "forward", "", True
         return
     size = size / _channel_shares(f"{added.path}.weight", ("inside",), graph, layouts)
-    yield "all_gather_into_tensor", size * layouts.degree(AXIS), added.num_calls, "forward", ""
-    yield "all_reduce", size, added.num_calls, "backward", ""
+    each = size * layouts.degree(AXIS)
+    yield "all_gather_into_tensor", each, added.num_calls, "forward", "", True
+    yield "all_reduce", size, added.num_calls, "backward", "", True
 
 
 def _channel_shares(

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from armillary.axes.autocast import narrowed
 from armillary.axes.stand_in import original
 
 if TYPE_CHECKING:
@@ -62,11 +63,15 @@ def _convolve(
         out = function(padded(local), *weights, *args, **kwargs)
         return cut.joined(out, x, cut.placed(x, Shard(CHANNELS)), _shape(out, x, len(weight)))
     if cut.is_cut(weight, 1):
-        x = x if cut.is_cut(x, CHANNELS) else cut.laid(x, Shard(CHANNELS))
+        x = x if cut.is_cut(x, CHANNELS) else cut.laid(narrowed(x), Shard(CHANNELS))
         out = function(x.to_local(), cut.local_weight(weight, x), None, *args, **kwargs)
         shape = _shape(out, x, len(weight))
         found = cut.left(cut.joined(out, x, cut.placed(x, Partial()), shape), 0)
-        return found if bias is None else found + bias.view(-1, *[1] * (found.ndim - 2))
+        return (
+            found
+            if bias is None
+            else found + bias.view(-1, *[1] * (found.ndim - 2)).to(found.dtype)
+        )
     x = cut.entered(x) if cut.is_cut(x, CHANNELS) else x
     return function(x, weight, bias, *args, **kwargs)
 
@@ -92,7 +97,7 @@ def _norm_groups(
         return function(x, num_groups, weight, bias, eps)
     degree = x.device_mesh.size(cut.mesh_dim(x))
     if num_groups % degree:
-        return function(cut.entered(x), num_groups, weight, bias, eps)
+        return function(cut.entered(x, is_narrowed=False), num_groups, weight, bias, eps)
     mine = (
         None if w is None else cut.local_weight(cut.laid(w, Shard(0)), x) for w in (weight, bias)
     )

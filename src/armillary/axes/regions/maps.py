@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+from armillary.axes.autocast import narrowed
 from armillary.axes.dropout import drop
 from armillary.axes.linear import linear
 
@@ -19,7 +20,7 @@ def apply_linear(
     if cut.is_cut(weight, 0):
         return linear(function, cut.entered(x), weight, bias)
     if cut.is_cut(weight, 1):
-        x = x if cut.is_cut(x, -1) else cut.laid(x, Shard(x.ndim - 1))
+        x = x if cut.is_cut(x, -1) else cut.laid(narrowed(x), Shard(x.ndim - 1))
         return cut.left(linear(function, x, weight, bias), token_dim)
     x = cut.entered(x) if cut.is_cut(x, -1) else x
     return linear(function, x, weight, bias)
@@ -51,7 +52,7 @@ def _multiply(cut: Any, function: Any, x: Any, y: Any, **kwargs: Any) -> Any:
 def _norm(cut: Any, function: Any, x: Any, normalized_shape: Any, *args: Any, **kwargs: Any) -> Any:
     """A norm over the last dims; what is cut by one of them is made whole."""
     if any(cut.is_cut(x, dim) for dim in range(x.ndim - len(normalized_shape), x.ndim)):
-        x = cut.entered(x)
+        x = cut.entered(x, is_narrowed=False)
     return function(x, normalized_shape, *args, **kwargs)
 
 

@@ -15,7 +15,7 @@ from armillary.spec import ModelGraph, Split
 from armillary.spec.layouts import Layouts
 
 Column = NDArray[np.float64]
-Message = tuple[str, str, Column, Column, str]
+Message = tuple[str, str, Column, Column, str, bool]
 WORDS = ("vocabulary", "head")
 STAYS_WHOLE = ("summed", "ending", "tokens")
 TENSOR = "tensor"
@@ -34,7 +34,8 @@ def is_cut(split: Split, degrees: NDArray[np.int64]) -> NDArray[np.bool_]:
 
 
 def edges(graph: ModelGraph, layouts: Layouts) -> Iterator[Message]:
-    """Path, collective, bytes, times and phase of what crosses an edge, or is exchanged, in a call.
+    """Path, collective, bytes, times and phase of what crosses an edge, or is exchanged, in a call,
+    and whether it stays wide under autocast.
 
     What a rank holds of the activations is that of its samples and positions.
     """
@@ -45,14 +46,15 @@ def edges(graph: ModelGraph, layouts: Layouts) -> Iterator[Message]:
         if split.kind == "tokens":
             size = np.full(layouts.num_layouts, float(split.parameter_bytes))
             times = (layouts.degree(TENSOR) > 1) * cuts_norms * 1.0
-            yield split.path, "all_gather_into_tensor", size, times, "backward"
+            yield split.path, "all_gather_into_tensor", size, times, "backward", True
         if split.kind in STAYS_WHOLE:
             continue
         calls = np.where(is_cut(split, layouts.degree(TENSOR)), float(split.num_calls), 0.0)
         size = split.activation_bytes * share
         ends = split.kind in ("row", "vocabulary")
         if split.activation_bytes:
-            yield from _edge(split.path, size, calls, ends, cuts_norms)
+            for message in _edge(split.path, size, calls, ends, cuts_norms):
+                yield *message, split.kind == "vocabulary"  # sums of rows as they are stored
         if not split.exchanged_bytes:
             continue
         exchanged = split.exchanged_bytes * share
@@ -64,13 +66,14 @@ def edges(graph: ModelGraph, layouts: Layouts) -> Iterator[Message]:
                 exchanged,
                 calls * ~stay_cut,
                 "forward",
+                False,
             )
             for part in (1.0, 2.0):  # the largest logit; the sum of powers, and the target's
                 size = part * exchanged / words
-                yield split.path, "all_reduce", size, calls * stay_cut, "forward"
+                yield split.path, "all_reduce", size, calls * stay_cut, "forward", True
             continue
         for phase in ("forward", "backward"):
-            yield split.path, "all_to_all_single", exchanged, calls, phase
+            yield split.path, "all_to_all_single", exchanged, calls, phase, False
     yield from _of_all_tokens(graph, layouts)
 
 
@@ -81,10 +84,11 @@ def _of_all_tokens(graph: ModelGraph, layouts: Layouts) -> Iterator[Message]:
     for added in graph.sums:
         if not added.num_groups:
             size = added.sample_bytes * samples
-            yield added.path, "all_reduce", size, calls * added.num_calls, "forward"
+            yield added.path, "all_reduce", size, calls * added.num_calls, "forward", True
     for routed in graph.routed:
         size = choice_bytes(routed) * samples
-        yield routed.path, "all_gather_into_tensor", size, calls * routed.has_capacity, "forward"
+        times = calls * routed.has_capacity
+        yield routed.path, "all_gather_into_tensor", size, times, "forward", True
 
 
 def keeps_words(layouts: Layouts) -> NDArray[np.bool_]:
@@ -96,7 +100,9 @@ def keeps_words(layouts: Layouts) -> NDArray[np.bool_]:
     return (layouts.option("tensor.loss", "whole") == "vocabulary") | in_pipeline
 
 
-def _edge(path: str, size: Column, calls: Column, ends: bool, cuts_norms: Any) -> Iterator[Message]:
+def _edge(
+    path: str, size: Column, calls: Column, ends: bool, cuts_norms: Any
+) -> Iterator[tuple[str, str, Column, Column, str]]:
     """Sums over the ranks, forward where a region ends and backward where it begins; with norms
     cut, half of each, and the other half in the other pass.
     """
@@ -125,4 +131,4 @@ def summed_gradients(graph: ModelGraph, layouts: Layouts) -> Iterator[Message]:
     size = np.where(cuts_norms, left_bytes, summed_bytes)
     number = np.where(cuts_norms, left, num_summed)
     for one, times in gradient_sums(graph, layouts, size, number, cuts_norms):
-        yield "", "all_reduce", one, times * (degrees > 1), "backward"
+        yield "", "all_reduce", one, times * (degrees > 1), "backward", True

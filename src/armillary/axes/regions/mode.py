@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from armillary.axes.autocast import narrowed
 from armillary.axes.regions import convolution, maps, multihead, pieces, vocabulary
 from armillary.spec import SpecError
 
@@ -138,20 +139,22 @@ class Cut:
         ]
         return weight.to_local(grad_placements=grads)
 
-    def entered(self, tensor: Any) -> Any:
+    def entered(self, tensor: Any, *, is_narrowed: bool = True) -> Any:
         """`tensor` whole, as maps that begin a region take it; its gradient is summed once.
 
-        Maps that take the same tensor share what is made of it here.
+        Maps that take the same tensor share what is made of it here. What norms take is not
+        `is_narrowed` as autocast does for products.
         """
         import torch
         from torch.distributed.tensor import Replicate
 
         if tensor.requires_grad is False and self.placement(tensor).is_replicate():
             return tensor
-        state = (torch.is_grad_enabled(), tensor._local_tensor._version)
+        taken = narrowed(tensor) if is_narrowed else tensor
+        state = (torch.is_grad_enabled(), tensor._local_tensor._version, taken.dtype)
         known = tensor.__dict__.get(ENTERED)
         if known is None or known[0] != state:
-            known = (state, self.laid(tensor, Replicate()))
+            known = (state, self.laid(taken, Replicate()))
             tensor.__dict__[ENTERED] = known
         return known[1]
 

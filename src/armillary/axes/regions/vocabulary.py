@@ -8,6 +8,8 @@ divided, and a cross entropy that sends a number a token where the logits would 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from armillary.axes.autocast import widened
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -89,7 +91,7 @@ def _losses(cut: Any, logits: Any, target: Any, ignore_index: int) -> Any:
     first, _ = _words(cut, logits, 1)
     group = logits.device_mesh, mesh_dim
     losses = _loss_function().apply(
-        logits.to_local().movedim(1, -1), target.to_local(), first, ignore_index, group
+        widened(logits.to_local().movedim(1, -1)), target.to_local(), first, ignore_index, group
     )
     return cut.joined(losses, logits, lies, target.shape)
 

@@ -78,10 +78,14 @@ class Chain:
         costs[-1] += flops[id(self.behind)]
         crossing = tuple(range(self.handed))
         handed = self.handed_bytes or self.output_bytes
+        crossings = ((), *[crossing] * (len(parts) - 1))
+        sizes = (self.output_bytes, *[handed] * (len(parts) - 1))
         return {
             "chain": tuple(paths),
-            "crossings": ((), *[crossing] * (len(parts) - 1)),
-            "crossing_bytes": (self.output_bytes, *[handed] * (len(parts) - 1)),
+            "crossings": crossings,
+            "crossing_bytes": sizes,
+            "wide_crossings": crossings,  # residual streams
+            "wide_bytes": (0, *sizes[1:]),
             "chain_flops": tuple(costs),
         }
 

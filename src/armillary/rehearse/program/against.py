@@ -102,6 +102,7 @@ def _told(graph: ModelGraph, table: Layouts, case: Case) -> dict[Key, By]:
     found: dict[Key, By] = defaultdict(dict)
     layout = case.layout
     narrow = ITEM_BYTES[layout.precision] / graph.element_bytes
+    wide = max(ITEM_BYTES[layout.precision], 4) / graph.element_bytes
     for name in layout.degrees:
         for t in discover()[name].traffic(graph, table):
             size, count = float(t.bytes[0]), float(t.per_step[0]) * layout.num_ranks
@@ -111,7 +112,7 @@ def _told(graph: ModelGraph, table: Layouts, case: Case) -> dict[Key, By]:
             elif kind == "send":
                 count /= layout.degree(name)
             if t.carries == "activations":
-                size *= narrow
+                size *= wide if t.is_wide else narrow
             if size and count:
                 group = tuple(a for a in layout.degrees if a in t.group and layout.degree(a) > 1)
                 _add(found[kind, group], _block_of(t.path, graph), count, count * size)

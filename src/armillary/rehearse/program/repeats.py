@@ -217,6 +217,8 @@ def _with_chain(graph: ModelGraph, repeats: dict[str, list[str]]) -> ModelGraph:
         chain=tuple(p for path in graph.chain for p in (path, *repeats.get(path, ()))),
         crossings=each(graph.crossings),
         crossing_bytes=each(graph.crossing_bytes),
+        wide_crossings=each(graph.wide_crossings),
+        wide_bytes=each(graph.wide_bytes),
         chain_flops=(flops[0], *each(flops[1:])) if len(flops) == len(times) + 1 else flops,
         glue=tuple(
             Glue(
