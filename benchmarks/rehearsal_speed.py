@@ -1,7 +1,8 @@
 """How long a whole machine's step takes to play: `python -m benchmarks.rehearsal_speed`.
 
-A GPT of a trillion parameters on 61,440 devices in several layouts; seconds are of the process
-(user and system), best of three, memory is its largest.
+A GPT of a trillion parameters on 61,440 devices in several layouts, and before it an all-reduce of
+65,536 ranks by LogGP and 60,000 flows on a dragonfly; seconds are of the process (user and system),
+the median of five with the least and the most, memory is its largest.
 """
 
 import resource
@@ -24,9 +25,11 @@ from armillary.rehearse.jitter import Jitter, sampled_steps
 from armillary.rehearse.links import Links
 from armillary.rehearse.periods import step_of
 from armillary.spec import Layout, Machine, ModelGraph
+from benchmarks.simulators import own_flows, own_loggp
 
 MODEL = "gpt:layers=128,hidden=25600,heads=160,seq=2048,vocab=51200"
 BATCH = 15360
+NUM_CALLS = 5
 LAYOUTS = {
     "pipeline 5, tensor 16": "pipeline=5,sharded=768,tensor=16,pipeline.schedule="
     "interleaved_zero_bubble,micro_batch_size=2",
@@ -36,14 +39,14 @@ LAYOUTS = {
 }
 
 
-def timed(call: Callable[[], object]) -> float:
-    """The least seconds of the process of three calls."""
+def timed(call: Callable[[], object]) -> str:
+    """The median of the process's seconds of five calls, with the least and the most."""
     found = []
-    for _ in range(3):
+    for _ in range(NUM_CALLS):
         started_s = time.process_time()
         call()
         found.append(time.process_time() - started_s)
-    return min(found)
+    return f"{np.median(found):.3g} s ({min(found):.3g} to {max(found):.3g})"
 
 
 def row(name: str, words: str, graph: ModelGraph, machine: Machine) -> str:
@@ -71,15 +74,19 @@ def row(name: str, words: str, graph: ModelGraph, machine: Machine) -> str:
             rng=np.random.default_rng(0),
         )
 
-    plain_s = timed(lambda: step_of(load, Links(machine, load.degrees)))
-    jitter_s = timed(lambda: sampled_steps(step, played, Jitter(background=0.1), 32, 0))
+    plain = timed(lambda: step_of(load, Links(machine, load.degrees)))
+    jitter = timed(lambda: sampled_steps(step, played, Jitter(background=0.1), 32, 0))
     return (
-        f"| {name} ({number:,}) | {len(step.tasks):,} | {step_s:.1f} | {plain_s:.2f} s | "
-        f"{timed(with_flows):.2f} s | {jitter_s:.2f} s | {timed(days):.2f} s |"
+        f"| {name} ({number:,}) | {len(step.tasks):,} | {step_s:.1f} | {plain} | "
+        f"{timed(with_flows)} | {jitter} | {timed(days)} |"
     )
 
 
 def main() -> None:
+    _, all_reduce = own_loggp("halving and doubling", 65536, 2**20)
+    print(f"all-reduce of 65,536 ranks by LogGP: {timed(all_reduce)}")
+    _, ring = own_flows("batch_isend_irecv", 60000, "8:7500")
+    print(f"60,000 flows, random nodes of a dragonfly: {timed(ring)}\n")
     machine, graph = machines.load("aurora"), families.parse(MODEL)
     print("| layout | tasks | a step, s | play | with flows | 32 steps with jitter | 30 days |")
     print("|---|---|---|---|---|---|---|")

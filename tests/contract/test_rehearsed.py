@@ -123,6 +123,19 @@ def test_folded_equals_unfolded(name: str, num_layers: int, words: str, rank: in
     assert as_set[0] == as_set[1]
 
 
+@pytest.mark.slow
+def test_experts_of_a_pipeline_are_reduced_in_a_folded_record() -> None:
+    """A unit of FSDP2 within a block is reduced when the stage's last pass has ended."""
+    recipe = load_recipe("moe", {"num_layers": "14"})
+    layout = Layout.parse("pipeline=2,expert=2,sharded=2,micro_batch_size=2")
+    folded, whole = (
+        record(recipe, layout, 7, global_batch_size=32, fold=fold) for fold in (True, False)
+    )
+    assert folded.num_folded > 0
+    assert sorted(map(str, folded.collectives)) == sorted(map(str, whole.collectives))
+    assert folded.peak_bytes == pytest.approx(whole.peak_bytes, rel=1e-3)
+
+
 def test_a_run_is_not_told_by_a_block_that_does_otherwise() -> None:
     """What two blocks in the middle did must be the same, or the run is not built short."""
     short = Short(tuple(f"blocks.{i}" for i in range(9)))

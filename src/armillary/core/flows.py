@@ -30,7 +30,7 @@ class Table:
         """A table of entries in any order; entries of one row and column add up."""
         rows, columns = np.asarray(row, np.int64), np.asarray(column, np.int64)
         shares = np.broadcast_to(np.asarray(share, np.float64), rows.shape)
-        if rows.size and (np.diff(rows) < 0).any():
+        if rows.size and (rows[1:] < rows[:-1]).any():
             order = np.argsort(rows, kind="stable")
             rows, columns, shares = rows[order], columns[order], shares[order]
         return Table(row=rows, column=columns, share=np.ascontiguousarray(shares))
@@ -43,7 +43,9 @@ class Table:
     @cached_property
     def starts(self) -> Index:
         """Where the entries of each row that has some begin."""
-        return np.flatnonzero(np.diff(self.row, prepend=-1))
+        begins = np.ones(self.row.size, np.bool_)
+        np.not_equal(self.row[1:], self.row[:-1], out=begins[1:])
+        return np.flatnonzero(begins)
 
     def of_columns(self, wanted: Mask) -> "Table":
         """The entries of the columns that are `wanted`, whose numbers stay."""

@@ -1,7 +1,7 @@
 """The links that flows take through all levels of a machine."""
 
 # Shapes: F flows, T trips of flows, L links
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,14 +48,19 @@ def routes(fabric: Fabric, sending: Sending, seed: int = 0) -> Routes:
 
 
 def _table(entries: list[Entries]) -> Table:
+    return Table.of(*_joined(entries))
+
+
+def _joined(entries: list[Entries]) -> Entries:
+    """All entries that carry something."""
     some = [one for one in entries if one[0].size]
     if not some:
-        return Table.of([], [])
+        return np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0)
     row, column, share = (np.concatenate(parts) for parts in zip(*some, strict=True))
     carries = share > 0
     if not carries.all():
         row, column, share = row[carries], column[carries], share[carries]
-    return Table.of(row, column, share)
+    return row, column, share
 
 
 def _ports(fabric: Fabric, part: Part, sending: Sending) -> list[Entries]:
@@ -87,18 +92,19 @@ def _borders(fabric: Fabric, part: Part, sending: Sending) -> list[Entries]:
 
 def _offered(fabric: Fabric, sending: Sending, ports: list[Entries]) -> Array:
     """Bytes/s of each flow if only the ports held up those of its turn, all of them equally."""
-    table = _table(ports)
+    row, column, share = _joined(ports)
     used = np.zeros(fabric.num_links, np.bool_)
-    used[table.column] = True
+    used[column] = True
     number = np.cumsum(used) - 1
-    capacity, column = fabric.capacity[used], number[table.column]
+    capacity, column = fabric.capacity[used], number[column]
     if sending.turn.any():  # ports of one turn after those of another
-        column += sending.turn[table.row] * capacity.size
+        column += sending.turn[row] * capacity.size
         capacity = np.tile(capacity, int(sending.turn.max()) + 1)
-    load = np.bincount(column, table.share, capacity.size)
+    load = np.bincount(column, share, capacity.size)
     level = np.full(capacity.size, np.inf)
     np.divide(capacity, load, out=level, where=load > 0)
-    found = replace(table, column=column).least(level, sending.num_flows)
+    found = np.full(sending.num_flows, np.inf)
+    np.minimum.at(found, row, level[column])
     return np.where(np.isfinite(found), found, 0.0)
 
 

@@ -157,8 +157,6 @@ def rehearse(program: Program, fake: FakeTensorMode, *, folds: bool) -> Rehearse
     runs: list[Run] = []
     if pipeline is None or pipeline.runs_backward_whole(num_run):
         runs = _hold(program, ledger, watching, folds)
-        if pipeline is not None and any(own_units(b) for run in runs for b, _ in run.standing):
-            raise CannotFold("units within blocks are reduced when a pipeline's pass has ended")
     elif program.shorts:
         raise CannotFold("a backward pass in halves is not told block by block")
     with fake, noting_storage(ledger, module):
@@ -233,7 +231,11 @@ def _hold(program: Program, ledger: Ledger, watching: Watching, folds: bool) -> 
         here = dict(part.named_modules())
         for paths in program.runs:
             blocks = [(path, here[path]) for path in paths if is_here(here.get(path))]
-            is_folded = folds and len(blocks) >= LEAST_FOLDED
+            # units within blocks are reduced when a pipeline's pass has ended, outside of the block
+            is_later = isinstance(program.module, DrivesSteps) and any(
+                own_units(block) for _, block in blocks
+            )
+            is_folded = folds and len(blocks) >= LEAST_FOLDED and not is_later
             run = Run(ledger, watching, keeps_inputs=keeps_inputs, folds=is_folded)
             run.hold(blocks)
             found.append(run)
