@@ -193,6 +193,23 @@ def test_every_row_of_an_odd_table_is_scored(table: Path, tmp_path: Path) -> Non
     )
 
 
+def test_a_running_shot_has_the_scores_of_the_whole(table: Path, tmp_path: Path) -> None:
+    """To the last digit, wherever it is cut: a row's probability knows no later row."""
+    torch.manual_seed(2)
+    network = fusion.build(splits_of(table)["train"].shots, "gru+forest", 8, 24, 0.3).eval()
+    whole = {i: made_shot(i % 3 != 0, i).astype(np.float32) for i in range(1, 41)}
+    running = {i: rows[: 3 + (7 * i) % (len(rows) - 3)] for i, rows in whole.items()}
+    scores = []
+    for name, parts in (("whole", whole), ("running", running)):
+        ids = np.repeat(list(parts), [len(rows) for rows in parts.values()])
+        path = write_shots(tmp_path / f"{name}.npz", ids, np.concatenate(list(parts.values())))
+        shots = fusion.read(str(path))
+        found = fusion.rows(all_predictions(network, shots), shots)["probability"]
+        scores.append({i: found[ids == i] for i in parts})
+    for i, rows in running.items():
+        np.testing.assert_array_equal(scores[1][i], scores[0][i][: len(rows)])
+
+
 def test_the_endings_of_the_measured_shots(shared_data: Path) -> None:
     machine = read_machine(str(shared_data))
     endings = [shot.ending for shot in machine.shots if shot.ending is not None]
