@@ -23,6 +23,7 @@ from armillary.axes.batch.ranks import (
     num_batch_ranks,
 )
 from armillary.axes.door import Transfer
+from armillary.axes.gather import gather_into
 from armillary.spec import ModelGraph
 from armillary.spec.layouts import Layouts
 
@@ -187,7 +188,7 @@ def _statistics(x: Any, groups: Any, counts: bool) -> tuple[Any, Any, Any]:
     for group in groups:
         own = torch.cat([mean_C, squares_C, number])
         each = own.new_empty(dist.get_world_size(group), len(own))
-        dist.all_gather_into_tensor(each, own[None], group=group)
+        gather_into(each, own[None], group)
         mean_WC, squares_WC, number_W1 = each.split([num_channels, num_channels, 1], dim=1)
         number = number_W1.sum(0)
         mean_C = (number_W1 * mean_WC).sum(0) / number

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from armillary.axes import discover
+from armillary.axes.gather import gather_into
 from armillary.spec.layouts import Layouts
 
 if TYPE_CHECKING:
@@ -56,10 +57,9 @@ class BatchRanks:
     def before(self, tensor: "Tensor") -> "tuple[Tensor, Tensor]":
         """`tensor` summed over the ranks that hold earlier samples, and over all."""
         import torch
-        import torch.distributed as dist
 
         each = tensor.new_empty(self.count, *tensor.shape)
-        dist.all_gather_into_tensor(each, tensor.contiguous()[None], group=self.group)
+        gather_into(each, tensor.contiguous()[None], self.group)
         return torch.sum(each[: self.index], 0), torch.sum(each, 0)
 
 

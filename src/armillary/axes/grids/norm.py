@@ -12,6 +12,8 @@ STAN-CS-79-773, eq. 2.1.
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from armillary.axes.gather import gather_into
+
 if TYPE_CHECKING:
     from torch import Tensor
     from torch.distributed import ProcessGroup
@@ -43,7 +45,7 @@ def _function() -> Any:
             squares_BG = (x_BGP - mean_BG[..., None]).square().sum(-1)
             own = torch.stack([mean_BG, squares_BG])
             each = own.new_empty(group.size(), *own.shape)
-            dist.all_gather_into_tensor(each, own[None], group=group)
+            gather_into(each, own[None], group)
             mean_WBG, squares_WBG = each.unbind(1)
             number = x_BGP.shape[-1]
             mean_BG = mean_WBG.mean(0)
