@@ -73,7 +73,7 @@ def training_charts(record: Record) -> list[Chart]:
     )
     for name in list(names)[:MOST_METRICS]:
         at, value = validation_curve(record, name)
-        if len(at):
+        if len(at) > 1 or (len(at) and not record.comparison):  # one point is no curve
             layout: dict[str, Any] = {"yaxis": _range(value, value)}
             note = f"last {words.short(float(value[-1]))}"
             if best and best["metric"] == name:
