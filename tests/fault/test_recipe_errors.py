@@ -90,6 +90,12 @@ def test_a_recipe_that_cannot_work(
     assert words in str(error)
 
 
+def test_a_refusal_leaves_no_folder(tmp_path: Path) -> None:
+    """Nothing was trained: there is nothing to be read."""
+    refusal(case(tmp_path, "* 8,", "* 0,"))
+    assert not [*(tmp_path / "runs").iterdir()]
+
+
 def test_unequal_samples_are_told_alike_by_loading_processes(tmp_path: Path) -> None:
     ragged = case(tmp_path, "[torch.ones(2)] * 8", "[torch.ones(2)] * 7 + [torch.ones(3)]")
     error = refusal(ragged, num_workers="2")

@@ -12,7 +12,7 @@ from armillary.spec import closed_to_others
 from armillary.step.recipe import Recipe
 from armillary.step.seat import Seat
 from armillary.step.world import World, join, with_micro_batches
-from armillary.train.folder.lock import only_writer
+from armillary.train.folder.lock import given_back, only_writer
 from armillary.train.folder.run_folder import RunFolder
 from armillary.train.heap import keep_freed_memory
 from armillary.train.loop import Trainer
@@ -62,7 +62,10 @@ def train_rank(
         if world.is_first and note_run is not None:
             note_run(request.run_path)
         watch.rank, watch.run = world.rank, request.run_path
-        with only_writer(request.run_path) if world.is_first else contextlib.nullcontext():
+        with contextlib.ExitStack() as stack:
+            if world.is_first:
+                stack.enter_context(given_back(request.run_path))
+                stack.enter_context(only_writer(request.run_path))
             return _train(request, recipe, world, wish, watch)
 
 

@@ -50,6 +50,19 @@ def only_writer(run: Path) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def given_back(run: Path) -> Iterator[None]:
+    """Inside, a refusal takes away a run's folder to which nothing has been written."""
+    try:
+        yield
+    except SpecError:
+        with contextlib.suppress(OSError):
+            if [entry.name for entry in run.iterdir()] == [LOCK]:
+                (run / LOCK).unlink()
+                run.rmdir()
+        raise
+
+
 def _holder(run: Path) -> str:
     with contextlib.suppress(OSError):
         return (run / LOCK).read_text() or "another process"
