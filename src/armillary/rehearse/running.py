@@ -81,8 +81,15 @@ def programs_of(
             "plan a recipe, or name one: --recipe my_case.py",
         )
     from armillary.rehearse.program import differences, ranks_that_differ, record
-    from armillary.step.recipe import load_recipe
+    from armillary.step.recipe import load_recipe, source_sha256
 
+    if not recipe and source_sha256(named) is None:
+        raise SpecError(
+            "--recipe",
+            f"none, and there is no recipe {named!r} to be found",
+            "a plan has its recipe's name, not where its file lies",
+            f"name the file: --recipe {named}.py",
+        )
     chosen = dict(options) | ({"path": str(data.resolve())} if data is not None else {})
     case = load_recipe(named, chosen)
     with telling.working(f"the program of rank {rank:,}") as progress, warnings.catch_warnings():
