@@ -83,7 +83,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_family_on_a_machine_says_all_that_it_promises(folder: Path) -> None:
     done = armillary(
         "plan", FAMILY, "--machine", "polaris", "--devices", 8, "--batch", 64, "--steps", 1000,
-        "--why", "tensor=4", "--why", "tensor=3", "--out", "plan.json", "--page", "plan.html",
+        "--why", "tensor=4", "--why", "tensor=3", "--out", "plan.json", "--html", "plan.html",
         folder=folder,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

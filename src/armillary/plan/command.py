@@ -55,7 +55,7 @@ Data = Annotated[
     Path | None, typer.Option(help="Where the recipe's data lie; otherwise ARMILLARY_DATA.")
 ]
 Out = Annotated[Path | None, typer.Option(help="A file for the plan, which `train --plan` takes.")]
-Page = Annotated[Path | None, typer.Option(help="A file for the page, such as plan.html.")]
+Html = Annotated[Path | None, typer.Option(help="A file for the page, such as plan.html.")]
 Top = Annotated[int, typer.Option(help="How many layouts are listed.")]
 Validate = Annotated[
     Path | None, typer.Option(help="Compare with the measured runs of this CSV file instead.")
@@ -85,7 +85,7 @@ def plan(
     options: Options = None,
     data: Data = None,
     out: Out = None,
-    page: Page = None,
+    html: Html = None,
     top: Top = 10,
     validate: Validate = None,
     quiet: Quiet = False,
@@ -100,7 +100,7 @@ def plan(
     armillary plan gpt --out plan.json
 
     armillary plan gpt:layers=96,hidden=12288,heads=96,seq=2048,vocab=51200 --machine alps
-    --devices 1024 --batch 1536 --why tensor=16,pipeline=4 --page plan.html
+    --devices 1024 --batch 1536 --why tensor=16,pipeline=4 --html plan.html
 
     armillary plan my_case.py --machine aurora --at-most 512 --deadline 2d --epochs 90
     """
@@ -112,9 +112,9 @@ def plan(
 
     given["options"] = parse_assignments(options or [], "--set")
     words = PlanWords(**{name: given[name] for name in PlanWords.__dataclass_fields__})
-    _check_writable(out, page)
+    _check_writable(out, html)
     made = plan_request(target, words, tuple(why or ()), data).make()
-    _tell(made, out=out, page=page, top=top, quiet=quiet, as_json=as_json)
+    _tell(made, out=out, html=html, top=top, quiet=quiet, as_json=as_json)
 
 
 def _check_writable(*paths: Path | None) -> None:
@@ -122,7 +122,7 @@ def _check_writable(*paths: Path | None) -> None:
     for path in paths:
         if path is not None and (path.is_dir() or not path.parent.is_dir()):
             raise SpecError(
-                "--out or --page",
+                "--out or --html",
                 f"{path} is a folder" if path.is_dir() else f"there is no folder {path.parent}",
                 "a plan and its page are files in a folder that is there",
                 "make the folder first, or name another file",
@@ -130,22 +130,22 @@ def _check_writable(*paths: Path | None) -> None:
 
 
 def _tell(
-    made: Any, *, out: Path | None, page: Path | None, top: int, quiet: bool, as_json: bool
+    made: Any, *, out: Path | None, html: Path | None, top: int, quiet: bool, as_json: bool
 ) -> None:
     """Write the plan where it was asked for, and print it."""
     if out is not None:
         made.write(out)
-    if page is not None:
+    if html is not None:
         from armillary.plan.page import write_page
 
-        write_page(made, page)
+        write_page(made, html)
     if as_json:
         typer.echo(made.to_json(), nl=False)
     elif not quiet:
         from armillary.plan.telling import print_plan
 
         print_plan(made, num_shown=top)
-        for path in (out, page):
+        for path in (out, html):
             if path is not None:
                 typer.echo(f"wrote {path}")
 
