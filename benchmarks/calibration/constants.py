@@ -77,9 +77,9 @@ ALL_TRANSFORMERS = (
 )
 
 SUSTAINED_ON_AURORA = 0.5
-"""Of what its products reach alone on a full node. AERIS (Hatanpää et al. 2025, arXiv:2509.13523) did
-11.21 Eflop/s at best in training on 10,080 nodes of Aurora: 92.7 Tflop/s a tile, 0.45 of 207 (`[alcf]`
-in machines/data/devices/max_1550_tile.toml), of whole steps; products fill some nine tenths of one.
+"""Of what its products reach alone on a full node. AERIS (Hatanpää et al. 2025, arXiv:2509.13523)
+did 11.21 Eflop/s at best in training on 10,080 nodes of Aurora: 92.7 Tflop/s a tile in whole steps,
+0.45 of 207 ([alcf], machines/data/devices/max_1550_tile.toml); products fill most of a step.
 """
 
 DEVICES = (
