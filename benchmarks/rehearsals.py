@@ -126,6 +126,7 @@ def table(found: Sequence[Row]) -> str:
     sets: dict[str, Callable[[Row], bool]] = {
         "all": lambda one: True,
         "with a pipeline": lambda one: one.is_pipelined,
+        "the same but for bigscience": lambda one: one.is_pipelined and one.source != "bigscience",
         "one adapter a node": lambda one: one.has_one_adapter,
         "a sample cut across nodes": lambda one: one.is_cut_across_nodes,
         "more than 8 devices": lambda one: one.num_devices > 8,
