@@ -2,9 +2,9 @@
 
 Blocks that stand in (`blocks.py`) still have their parameters sharded, gathered and reduced one by
 one. Where all that a step does between two blocks is the same for each, most blocks need not be
-there: a run keeps its first and its last three, and the events from the end of one block to the end
-of the next are told as often as there are blocks. The third block of a run is the one that is told
-again; the fourth must have done the same.
+there: a run keeps its first and its last four, and the events from the end of one block to the end
+of the next are told as often as there are blocks. The fourth block of a run is the one that is told
+again; the fifth must have done the same.
 """
 
 from collections import Counter
@@ -23,9 +23,11 @@ from armillary.rehearse.program.repeats import CannotFold, without
 from armillary.rehearse.program.sums import Part
 from armillary.spec import ModelGraph
 
-NUM_ENDS = 3
-"""Blocks kept at either end: FSDP2 holds what it gathered and reduced until one or two blocks later
-(torch 2.13), so the third from an end is the first that has only equal blocks around it."""
+NUM_ENDS = 4
+"""Blocks kept at either end. FSDP2 holds what it gathered and reduced until one or two blocks later
+(torch 2.13). And the first two may be run where the others stand in, for the first may take what
+needs no gradient: what the second hands on is then noted before it ends, that of the third after.
+"""
 
 
 @dataclass(frozen=True, slots=True)
