@@ -106,6 +106,7 @@ def _configure(folder: Path) -> None:
     folder.chmod(0o755)
     lines = {
         "ClusterName": "test",
+        "FirstJobId": control,  # a job's ranks meet at a port made from it: no other cluster's here
         "SlurmctldHost": f"{host}(127.0.0.1)",
         "SlurmUser": "root",
         "SlurmdUser": "root",
