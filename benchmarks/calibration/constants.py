@@ -79,7 +79,8 @@ ALL_TRANSFORMERS = (
 SUSTAINED_ON_AURORA = 0.5
 """Of what its products reach alone on a full node. AERIS (Hatanpää et al. 2025, arXiv:2509.13523)
 did 11.21 Eflop/s at best in training on 10,080 nodes of Aurora: 92.7 Tflop/s a tile in whole steps,
-0.45 of 207 ([alcf], machines/data/devices/max_1550_tile.toml); products fill most of a step.
+0.45 of 207 ([alcf], machines/data/devices/max_1550_tile.toml). Products alone do more than whole
+steps: that it is 0.05 more is a guess.
 """
 
 DEVICES = (

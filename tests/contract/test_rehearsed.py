@@ -149,6 +149,7 @@ def test_blocks_of_experts_are_built_short(num_layers: int, words: str, rank: in
     assert sorted(map(str, folded.collectives)) == sorted(map(str, whole.collectives))
     assert folded.flops_by_phase == whole.flops_by_phase
     assert folded.most == pytest.approx(whole.most, rel=1e-3)
+    assert folded.peak_bytes == pytest.approx(whole.peak_bytes, rel=1e-3)
 
 
 def test_a_run_is_not_told_by_a_block_that_does_otherwise() -> None:
