@@ -42,10 +42,12 @@ class Run:
         self.gradients: dict[str, Like] = {}
         self.input_gradients: list[Like | None] = []
         self.under_way: list[str] = []
+        self.blocks: Sequence[tuple[str, nn.Module]] = ()
         self.standing: list[tuple[nn.Module, nn.Module]] = []  # beside the last, which is run
 
     def hold(self, blocks: Sequence[tuple[str, nn.Module]]) -> None:
         """Have these blocks run or stand in, from their next forward pass on."""
+        self.blocks = blocks
         for i, (path, block) in enumerate(blocks):
             is_run = not self.folds or i == 0 or i == len(blocks) - 1
             if not is_run:
@@ -95,6 +97,13 @@ class Run:
         self.under_way.remove(stretch.path)
         self.watching.block = ""
         self.ledger.note("part", "")
+
+    @contextlib.contextmanager
+    def telling(self, path: str) -> Iterator[None]:
+        """A context in which the block at `path` does what no other will stand in for."""
+        stretch = self.begin(path)
+        yield
+        self.end(stretch, ())
 
     def _note_gradients(self, block: nn.Module, forward: Stretch) -> list[Any]:
         """Hooks that note what the gradients of the block's parameters are like."""

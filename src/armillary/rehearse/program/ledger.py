@@ -25,7 +25,8 @@ class Held:
     `born` and `died` count marks, `given` is the event that gave it back. `sent` says that a
     collective took or filled it, `resized` that it was given back and taken again under the same
     tensor, as gathered parameters are. `times` is how often there is such memory, where a block
-    stands for others that were not built.
+    stands for others that were not built; each of these gives its own back in the pass of the
+    blocks `near`, and anybody else gives back that of all at once.
     """
 
     bytes: int
@@ -36,6 +37,7 @@ class Held:
     resized: bool = False
     category: str = ""
     times: int = 1
+    near: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """The passes of a whole step, each told by one that was run."""
 
-from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,7 +37,7 @@ class Order:
             return cls((*_repeated(inside, num_run, num_micro_batches), *others))
         loading = [one for one in inside if one.mark.name == "data"]
         acting = [one for one in inside if one.mark.name != "data"]
-        order = _mapped(acting, pipeline.actions(num_micro_batches))
+        order = _mapped(acting, pipeline.ran, pipeline.actions(num_micro_batches))
         begin, *others = others
         loaded = _repeated(loading, num_run, num_micro_batches)
         return cls((*loaded, begin, *order, *others))
@@ -59,17 +59,16 @@ def _repeated(run: list[Pass], num_run: int, num_micro_batches: int) -> list[Pas
     return [_as_micro_batch(one, i) for i, number in enumerate(order) for one in by_number[number]]
 
 
-def _mapped(run: list[Pass], actions: list[Action]) -> list[Pass]:
+def _mapped(run: list[Pass], ran: Sequence[Action], actions: Sequence[Action]) -> list[Pass]:
     """The passes of a whole schedule, each as one of its kind that was run."""
-    ran: dict[Any, Pass] = {}
-    for one, kind in zip(run, kinds([(p.mark.stage, p.mark.name) for p in run]), strict=True):
-        ran.setdefault(kind, one)
-    seen: Counter[Action] = Counter()
-    found = []
-    for action, kind in zip(actions, kinds(actions), strict=True):
-        found.append(_as_micro_batch(ran[kind], seen[action]))
-        seen[action] += 1
-    return found
+    by_kind: dict[Any, Pass] = {}
+    for one, action, kind in zip(run, ran, kinds(ran), strict=True):
+        assert action.does == (one.mark.stage, one.mark.name)
+        by_kind.setdefault(kind, one)
+    return [
+        _as_micro_batch(by_kind[kind], action.micro_batch)
+        for action, kind in zip(actions, kinds(actions), strict=True)
+    ]
 
 
 def _as_micro_batch(one: Pass, number: int) -> Pass:

@@ -136,7 +136,7 @@ def _parts(program: Program, adding: Adding, one: Pass) -> list[Part]:
     parts = adding.parts(one.start, one.stop)
     for short in program.shorts:
         parts = told_again(parts, short)
-    return [p for p in parts if p.sum.top or p.sum.total or p.sum.sent or p.sum.flops]
+    return [p for p in parts if p.sum.top or any(p.sum.left) or p.sum.sent or p.sum.flops]
 
 
 def _label(one: Pass) -> str:

@@ -23,10 +23,12 @@ from armillary.rehearse.program.repeats import CannotFold, without
 from armillary.rehearse.program.sums import Part
 from armillary.spec import ModelGraph
 
-NUM_ENDS = 4
-"""Blocks kept at either end. FSDP2 holds what it gathered and reduced until one or two blocks later
-(torch 2.13). And the first two may be run where the others stand in, for the first may take what
-needs no gradient: what the second hands on is then noted before it ends, that of the third after.
+FAR = 2
+"""Blocks: FSDP2 holds what it gathered and reduced until one or two blocks later (torch 2.13)."""
+NUM_ENDS = FAR + 2
+"""Blocks kept at either end, so that two in the middle see nothing of the ends. And the first two
+may be run where the others stand in, for the first may take what needs no gradient: what the second
+hands on is then noted before it ends, that of the third after.
 """
 
 
@@ -50,6 +52,11 @@ class Short:
     def told_again(self) -> str:
         """The block that stands for all that were left out."""
         return self.paths[NUM_ENDS - 1]
+
+    @property
+    def near(self) -> tuple[str, ...]:
+        """It and the blocks around it, in whose pass what it holds may be given back."""
+        return self.kept[NUM_ENDS - 1 - FAR : NUM_ENDS + FAR]
 
     @property
     def times(self) -> int:
@@ -119,12 +126,13 @@ class _Through(nn.Module):
 
 def note_times(ledger: Ledger, shorts: Iterable[Short]) -> None:
     """Say of what was taken for a block that is told again how many times there is of it."""
-    times = {short.told_again: short.times for short in shorts}
+    told = {short.told_again: short for short in shorts}
     for event, path in zip(ledger.events, ledger.owners(), strict=True):
-        if times and event.what == "take" and (by := path or event.by):
-            number = next((n for block, n in times.items() if _is_in(by, block)), 1)
-            if number > 1:
-                ledger.held[event.value].times = number
+        if told and event.what == "take" and (by := path or event.by):
+            short = next((short for block, short in told.items() if _is_in(by, block)), None)
+            if short is not None:
+                held = ledger.held[event.value]
+                held.times, held.near = short.times, short.near
 
 
 def _is_in(path: str, block: str) -> bool:

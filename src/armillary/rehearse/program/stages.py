@@ -1,16 +1,32 @@
 """The stages of one rank, driven by torch's own schedule: what is run when, and how often."""
 
 import functools
-from collections.abc import Iterable, Sequence
-from typing import Any
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 from armillary.axes.stages.driven import Driven
 from armillary.axes.stages.foreseen import Foresight
 from armillary.rehearse.program.build import Program
 from armillary.rehearse.program.ledger import BACKWARD, BETWEEN, FORWARD, Ledger, Mark
 
-Action = tuple[int, str]
-"""A stage, and what it does with a micro batch: torch's letter for it."""
+
+class Action(NamedTuple):
+    """A stage, and what it does with which micro batch: torch's letter for it; `then` is what the
+    schedule sends, takes and gathers after it.
+    """
+
+    stage: int
+    letter: str
+    micro_batch: int
+    then: tuple[str, ...] = ()
+
+    @property
+    def does(self) -> tuple[int, str]:
+        """What is done, whatever the micro batch."""
+        return self.stage, self.letter
+
+
 KINDS = {"F": FORWARD, "B": BACKWARD, "I": BACKWARD, "W": BACKWARD}
 
 
@@ -19,6 +35,8 @@ class Pipeline:
 
     def __init__(self, driven: Driven, ledger: Ledger) -> None:
         self.driven, self.ledger = driven, ledger
+        self.ran: list[Action] = []
+        """What the stages do in the step that is run."""
 
     @classmethod
     def of(cls, program: Program, ledger: Ledger) -> "Pipeline":
@@ -44,25 +62,35 @@ class Pipeline:
     def actions(self, num_micro_batches: int) -> list[Action]:
         """What the stages of this rank do in a step, in order."""
         schedule, _ = self.driven.schedule_of(num_micro_batches)
-        orders = getattr(schedule, "pipeline_order", None) or schedule._get_pipeline_order()
-        return [*_computing(orders[self.driven.line.rank])]
+        orders = getattr(schedule, "pipeline_order_with_comms", None)
+        orders = orders or schedule._get_pipeline_order()
+        return _acting(orders[self.driven.line.rank])
 
-    def runs_backward_whole(self, num_micro_batches: int) -> bool:
+    def runs_backward_whole(self) -> bool:
         """Whether no backward pass is run in two halves, which blocks cannot stand in for."""
-        return all(letter in "FB" for _, letter in self.actions(num_micro_batches))
+        return all(action.letter in "FB" for action in self.ran)
 
-    def fewest(self, num_micro_batches: int) -> int:
-        """The fewest micro batches whose step has every kind of action that the whole has.
+    def begin(self, num_micro_batches: int, *, folds: bool) -> int:
+        """How many micro batches are to be run, all unless it `folds`.
 
         From then on the ledger hears of what the schedule for so many does.
         """
+        number = self._fewest(num_micro_batches) if folds else num_micro_batches
+        self.ran = self.ran or self.actions(number)
+        self._listen(number)
+        return number
+
+    def _fewest(self, num_micro_batches: int) -> int:
+        """The fewest micro batches whose step has every kind of action that the whole has."""
         actions = self.actions(num_micro_batches)
         wanted = set(kinds(actions))
         if actions == one_f_one_b(actions, num_micro_batches, _warm_up(actions)):
             for number in range(1, num_micro_batches):
                 for warm_up in range(1, min(number, _warm_up(actions)) + 1):
-                    if set(kinds(one_f_one_b(actions, number, warm_up))) == wanted:
+                    shorter = one_f_one_b(actions, number, warm_up)
+                    if set(kinds(shorter)) == wanted:
                         self._shorten(num_micro_batches, number, warm_up)
+                        self.ran = shorter
                         return number
             return num_micro_batches
         schedule = self.driven.fitting(num_micro_batches)
@@ -83,8 +111,7 @@ class Pipeline:
         schedule._num_stages = held[0].stage_index + warm_up
         self.driven.schedules[number] = schedule, held
 
-    def listen(self, num_micro_batches: int) -> None:
-        """Have the schedule for so many micro batches tell of what its stages do."""
+    def _listen(self, num_micro_batches: int) -> None:
         _, held = self.driven.schedule_of(num_micro_batches)
         for stage in held:
             self._mark(stage, "forward_one_chunk", "F")
@@ -108,7 +135,7 @@ class Pipeline:
 
 def _warm_up(actions: Sequence[Action]) -> int:
     """How many forward passes come before the first backward pass."""
-    return next((i for i, (_, letter) in enumerate(actions) if letter != "F"), len(actions))
+    return next((i for i, one in enumerate(actions) if one.letter != "F"), len(actions))
 
 
 def one_f_one_b(actions: Sequence[Action], number: int, warm_up: int) -> list[Action]:
@@ -117,7 +144,8 @@ def one_f_one_b(actions: Sequence[Action], number: int, warm_up: int) -> list[Ac
     Source: torch's `Schedule1F1B` (2.13); Narayanan et al. 2021, arXiv 2104.04473, section 2.2.1.
     """
     letters = ["F"] * warm_up + ["B", "F"] * (number - warm_up) + ["B"] * warm_up
-    return [(actions[0][0], letter) for letter in letters]
+    counted = {letter: itertools.count() for letter in "FB"}
+    return [Action(actions[0].stage, letter, next(counted[letter])) for letter in letters]
 
 
 def _is_allowed(pipeline: Pipeline, number: int) -> bool:
@@ -128,26 +156,34 @@ def _is_allowed(pipeline: Pipeline, number: int) -> bool:
     return True
 
 
-def _computing(order: Iterable[Any]) -> Iterable[Action]:
-    for action in order:
-        if action is None:
-            continue
-        if action.sub_actions:
-            yield from _computing(action.sub_actions)
-            continue
-        letter = action.computation_type.value
+def _acting(order: Iterable[Any]) -> list[Action]:
+    """What stages compute, in order, each with what the schedule does besides before the next."""
+    found: list[Action] = []
+    for action in _single(order):
+        stage, letter = action.stage_index, action.computation_type.value
         if letter in KINDS:
-            yield action.stage_index, letter
+            found.append(Action(stage, letter, action.microbatch_index))
+        elif found:
+            before = found[-1]
+            found[-1] = before._replace(then=(*before.then, f"{stage} {letter}"))
+    return found
 
 
-def kinds(actions: list[Action]) -> list[Any]:
+def _single(order: Iterable[Any]) -> Iterator[Any]:
+    for action in order:
+        if action is not None:
+            yield from _single(action.sub_actions) if action.sub_actions else (action,)
+
+
+def kinds(actions: Sequence[Action]) -> list[Any]:
     """By action what it is: itself, the ones before and after, and whether it is the first or the
     last of its stage.
     """
-    around = [None, *actions, None]
-    first = {action: i for i, action in reversed([*enumerate(actions)])}
-    last = {action: i for i, action in enumerate(actions)}
+    does = [action.does for action in actions]
+    first = {one: i for i, one in reversed([*enumerate(does)])}
+    last = {one: i for i, one in enumerate(does)}
+    before = [None, *((*action.does, action.then) for action in actions)]
     return [
-        (action, around[i], around[i + 2], i == first[action], i == last[action])
-        for i, action in enumerate(actions)
+        (one, actions[i].then, before[i], (*does[i + 1 : i + 2],), i == first[one], i == last[one])
+        for i, one in enumerate(does)
     ]

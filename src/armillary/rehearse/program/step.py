@@ -18,6 +18,7 @@ from armillary.axes import DrivesSteps
 from armillary.axes.door import parts
 from armillary.rehearse.program.blocks import Run, own_units
 from armillary.rehearse.program.build import Program, refusing_values
+from armillary.rehearse.program.halves import telling_weights
 from armillary.rehearse.program.ledger import (
     BACKWARD,
     BETWEEN,
@@ -30,7 +31,6 @@ from armillary.rehearse.program.ledger import (
 from armillary.rehearse.program.like import plain
 from armillary.rehearse.program.messages import Groups
 from armillary.rehearse.program.order import Order
-from armillary.rehearse.program.repeats import CannotFold
 from armillary.rehearse.program.shortened import Short, is_here, note_times
 from armillary.rehearse.program.stages import Pipeline
 from armillary.rehearse.program.watching import Watching, noting_storage
@@ -152,14 +152,11 @@ def rehearse(program: Program, fake: FakeTensorMode, *, folds: bool) -> Rehearse
     num_micro_batches = len(case.sizes)
     num_run = num_micro_batches if not folds else min(num_micro_batches, 3)
     if pipeline is not None:
-        num_run = pipeline.fewest(num_micro_batches) if folds else num_micro_batches
-        pipeline.listen(num_run)
-    runs: list[Run] = []
-    if pipeline is None or pipeline.runs_backward_whole(num_run):
-        runs = _hold(program, ledger, watching, folds)
-    elif program.shorts:
-        raise CannotFold("a backward pass in halves is not told block by block")
-    with fake, noting_storage(ledger, module):
+        num_run = pipeline.begin(num_micro_batches, folds=folds)
+    is_whole = pipeline is None or pipeline.runs_backward_whole()
+    runs = _hold(program, ledger, watching, folds and is_whole)
+    telling = contextlib.nullcontext() if is_whole else telling_weights(runs)
+    with fake, noting_storage(ledger, module), telling:
         _take_tensors(program, ledger)
         stepper = WatchedStepper(
             ledger,

@@ -109,17 +109,20 @@ class Adding:
                 by = self.owners[at] or event.by or ""
                 if not self.owners[at] and (found[-1].path, found[-1].is_after) != (by, True):
                     found.append(Part(by, Sum(), is_after=True))
-                self._add(found[-1].sum, event, is_once=bool(by))
+                self._add(found[-1].sum, event, by)
         return found
 
-    def _add(self, into: Sum, event: Event, is_once: bool = True) -> None:
-        """Add an event; unless it `is_once`, for all blocks that one stands for."""
+    def _add(self, into: Sum, event: Event, by: str | None = None) -> None:
+        """Add an event; of memory that one block took for many, for all of them unless it is given
+        back `by` a block near to that one.
+        """
         if event.what == "flops":
             into.flops += event.value
         elif event.what == "send":
             into.sent[event.value] += 1
         elif event.what in ("take", "give") and not self.lasting[event.value]:
             held = self.ledger.held[event.value]
+            is_once = by is None or any(_is_in(by, path) for path in held.near)
             size = held.bytes * (1 if is_once else held.times)
             sign = 1 if event.what == "take" else -1
             into.add(self.categories[event.value], sign * size)
@@ -174,7 +177,11 @@ class Adding:
 
 def _is_inside(event: Event, path: str) -> bool:
     """Whether what happened in a pass of the block at `path` was caused by a module of it."""
-    return event.by is None or f"{event.by}.".startswith(f"{path}.")
+    return event.by is None or _is_in(event.by, path)
+
+
+def _is_in(by: str, path: str) -> bool:
+    return f"{by}.".startswith(f"{path}.")
 
 
 def renamed(found: Sum, path: str, other: str) -> Sum:
