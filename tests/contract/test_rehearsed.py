@@ -150,8 +150,9 @@ def test_blocks_of_experts_are_built_short(num_layers: int, words: str, rank: in
     """
     recipe, layout = load_recipe("moe", {"num_layers": str(num_layers)}), Layout.parse(words)
     case = Case.of(recipe, layout, BATCH_SIZE, rank)
-    (_, folded), (_, whole) = (
-        _rehearse(case, rank, 1.0, [folding]) for folding in (Folding.SHORT, Folding.NONE)
+    folded, whole = (
+        _rehearse(case, case.read(), rank, 1.0, [folding])
+        for folding in (Folding.SHORT, Folding.NONE)
     )
     assert folded.num_folded > 0
     assert sorted(map(str, folded.collectives)) == sorted(map(str, whole.collectives))

@@ -36,7 +36,7 @@ def differences(
     first = records[0]
     _check_whole(records)
     case = Case.of(recipe, first.layout, first.global_batch_size)
-    graph = case.read(case.build())
+    graph = case.read()
     num_micro_batches = first.num_micro_batches
     table = Layouts.of(
         case.layout,

@@ -78,16 +78,12 @@ class Case:
             module = self.recipe.model()
         return module.to(device=META, dtype=Precision(self.layout, CPU).dtype).train()
 
-    def read(self, module: nn.Module) -> ModelGraph:
-        """The graph of `module`, as every axis may need it.
+    def read(self) -> ModelGraph:
+        """The graph of the recipe's module, as every axis may need it.
 
         Raises: `SpecError` if the forward pass or the loss looks at values.
         """
-        batch = tree_map_only(torch.Tensor, lambda t: t.to(META), self.batch(NUM_EXAMPLES))
-        call: Call = lambda model: self.recipe.loss(model, batch)  # noqa: E731
-        with META:
-            found: ModelGraph = refusing_values(lambda: read_folded(module, call, NUM_EXAMPLES))
-            return found
+        return _graph(_Same(self.recipe), self.layout.precision)
 
 
 class _Same:
@@ -107,6 +103,18 @@ class _Same:
 def _train_split(same: _Same) -> Any:
     """The samples of a recipe, made once for all of its ranks."""
     return same.recipe.data()["train"]
+
+
+@lru_cache(maxsize=1)
+def _graph(same: _Same, precision: str) -> ModelGraph:
+    """The graph of a recipe's module, read once for all ranks."""
+    case = Case.of(same.recipe, Layout(precision=precision), 0)
+    module = case.build()
+    batch = tree_map_only(torch.Tensor, lambda t: t.to(META), case.batch(NUM_EXAMPLES))
+    call: Call = lambda model: same.recipe.loss(model, batch)  # noqa: E731
+    with META:
+        found: ModelGraph = refusing_values(lambda: read_folded(module, call, NUM_EXAMPLES))
+        return found
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -133,14 +141,15 @@ class Folding(Enum):
     SHORT, STAND_IN, NONE = range(3)
 
 
-def build(case: Case, world: World, fake: FakeTensorMode, folding: Folding) -> Program:
-    """The program of this rank of `world`.
+def build(
+    case: Case, graph: ModelGraph, world: World, fake: FakeTensorMode, folding: Folding
+) -> Program:
+    """The program of this rank of `world`; `graph` is the model's.
 
-    Raises: `SpecError` if an axis refuses the model, or its forward pass looks at values.
+    Raises: `SpecError` if an axis refuses the model.
     """
     module = case.build()
     runs = equal_runs(module)
-    graph = case.read(module)
     batches = {size: _without_values(case.batch(size), fake) for size in {*case.sizes}}
     whole = None
     if _is_cut(case.layout):

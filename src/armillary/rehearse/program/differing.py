@@ -38,9 +38,8 @@ def ranks_that_differ(
     if isinstance(plan, Plan) and not global_batch_size:
         global_batch_size = plan.global_batch_size
     case = Case.of(recipe, layout, global_batch_size)
-    module = case.build()
-    graph = case.read(module)
-    shapes = {path: tuple(p.shape) for path, p in module.named_parameters()}
+    graph = case.read()
+    shapes = {path: tuple(p.shape) for path, p in case.build().named_parameters()}
     axes = {axis: degree for axis, degree in case.layout.degrees.items() if degree > 1}
     by_axis = [classes(axis, graph, case.layout, shapes) for axis in axes]
     kinds = [_kind(tuple(axes.values()), chosen) for chosen in product(*by_axis)]

@@ -50,28 +50,29 @@ def record(
         check_machine(plan)
     case = Case.of(recipe, layout, global_batch_size, rank)
     foldings = [f for f in Folding if fold or f is Folding.NONE]
-    graph, found = _rehearse(case, rank, load, foldings)
+    graph = case.read()
     if isinstance(plan, Plan):
         check_model(plan, graph, recipe.name)
-    return found
+    return _rehearse(case, graph, rank, load, foldings)
 
 
 def _rehearse(
-    case: Case, rank: int, load: float, foldings: Sequence[Folding]
-) -> tuple[ModelGraph, Record]:
-    """The record with the first of `foldings` that the program allows, and the model's graph."""
+    case: Case, graph: ModelGraph, rank: int, load: float, foldings: Sequence[Folding]
+) -> Record:
+    """The record with the first of `foldings` that the program allows."""
+    folding, *others = foldings
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     try:
-        is_short = foldings[0] is Folding.SHORT
-        with fake_world(case.layout, rank, allows_ddp=not is_short) as world, _without_collecting():
-            program = build(case, world, fake, foldings[0])
+        allows_ddp = folding is not Folding.SHORT
+        with fake_world(case.layout, rank, allows_ddp=allows_ddp) as world, _without_collecting():
+            program = build(case, graph, world, fake, folding)
             load_experts(program, load)
-            rehearsed = rehearse(program, fake, folds=foldings[0] is not Folding.NONE)
-        return program.graph, tell(program, rehearsed)
+            rehearsed = rehearse(program, fake, folds=folding is not Folding.NONE)
+        return tell(program, rehearsed)
     except CannotFold:
-        if len(foldings) == 1:
+        if not others:
             raise
-        return _rehearse(case, rank, load, foldings[1:])
+        return _rehearse(case, graph, rank, load, others)
 
 
 @contextlib.contextmanager
