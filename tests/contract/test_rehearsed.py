@@ -135,6 +135,35 @@ def test_folded_equals_unfolded(name: str, num_layers: int, words: str, rank: in
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
+    ("schedule", "rank"),
+    [
+        ("1f1b", 0),
+        ("gpipe", 1),
+        ("interleaved_1f1b", 3),
+        ("looped_bfs", 3),  # backward passes begin with the last micro batch
+        ("interleaved_zero_bubble", 0),
+        ("zbv", 1),
+        ("dualpipev", 2),
+    ],
+)
+def test_few_micro_batches_tell_of_all(schedule: str, rank: int) -> None:
+    """Of a pipeline's micro batches some are run, and every pass of the others is as one of them:
+    what is held at the fullest moment is equal to the byte, which moment that is, and all messages.
+    """
+    recipe = load_recipe("gpt", {"num_layers": "8"})
+    layout = Layout.parse(f"pipeline=4,pipeline.schedule={schedule},micro_batch_size=2")
+    some, all_of_them = (
+        record(recipe, layout, rank, global_batch_size=48, fold=fold) for fold in (True, False)
+    )
+    assert some.num_micro_batches_run <= 14 < all_of_them.num_micro_batches_run == 24
+    assert some.peak == all_of_them.peak and some.most == all_of_them.most
+    assert some.flops_by_phase == all_of_them.flops_by_phase
+    as_set = [sorted(map(str, found.collectives)) for found in (some, all_of_them)]
+    assert as_set[0] == as_set[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
     ("num_layers", "words", "rank"),
     [
         # a unit of FSDP2 within a block is reduced when the stage's last pass has ended

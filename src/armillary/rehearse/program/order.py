@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from armillary.rehearse.program.fewer import Action, kinds
 from armillary.rehearse.program.ledger import BETWEEN, OF_STEP, Ledger, Mark
-from armillary.rehearse.program.stages import Action, Pipeline, kinds
+from armillary.rehearse.program.stages import Pipeline
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +38,8 @@ class Order:
             return cls((*_repeated(inside, num_run, num_micro_batches), *others))
         loading = [one for one in inside if one.mark.name == "data"]
         acting = [one for one in inside if one.mark.name != "data"]
-        order = _mapped(acting, pipeline.ran, pipeline.actions(num_micro_batches))
+        whole = pipeline.order(num_micro_batches)
+        order = _mapped(acting, pipeline.ran.actions, whole.actions)
         begin, *others = others
         loaded = _repeated(loading, num_run, num_micro_batches)
         return cls((*loaded, begin, *order, *others))
@@ -63,7 +65,7 @@ def _mapped(run: list[Pass], ran: Sequence[Action], actions: Sequence[Action]) -
     """The passes of a whole schedule, each as one of its kind that was run."""
     by_kind: dict[Any, Pass] = {}
     for one, action, kind in zip(run, ran, kinds(ran), strict=True):
-        assert action.does == (one.mark.stage, one.mark.name)
+        assert tuple(action.does) == (one.mark.stage, one.mark.name)
         by_kind.setdefault(kind, one)
     return [
         _as_micro_batch(by_kind[kind], action.micro_batch)

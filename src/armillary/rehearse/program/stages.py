@@ -2,30 +2,14 @@
 
 import functools
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 from armillary.axes.stages.driven import Driven
 from armillary.axes.stages.foreseen import Foresight
 from armillary.rehearse.program.build import Program
+from armillary.rehearse.program.fewer import GOES_WITH, Action, Deed, Order, fewest, kinds
 from armillary.rehearse.program.ledger import BACKWARD, BETWEEN, FORWARD, Ledger, Mark
-
-
-class Action(NamedTuple):
-    """A stage, and what it does with which micro batch: torch's letter for it; `then` is what the
-    schedule sends, takes and gathers after it.
-    """
-
-    stage: int
-    letter: str
-    micro_batch: int
-    then: tuple[str, ...] = ()
-
-    @property
-    def does(self) -> tuple[int, str]:
-        """What is done, whatever the micro batch."""
-        return self.stage, self.letter
-
 
 KINDS = {"F": FORWARD, "B": BACKWARD, "I": BACKWARD, "W": BACKWARD}
 
@@ -35,7 +19,7 @@ class Pipeline:
 
     def __init__(self, driven: Driven, ledger: Ledger) -> None:
         self.driven, self.ledger = driven, ledger
-        self.ran: list[Action] = []
+        self.ran = Order((), ())
         """What the stages do in the step that is run."""
 
     @classmethod
@@ -59,64 +43,68 @@ class Pipeline:
         driven.learn_shapes = know  # type: ignore[method-assign]
         return cls(driven, ledger)
 
-    def actions(self, num_micro_batches: int) -> list[Action]:
-        """What the stages of this rank do in a step, in order."""
+    def order(self, num_micro_batches: int) -> Order:
+        """What the stages of this rank do in a step."""
         schedule, _ = self.driven.schedule_of(num_micro_batches)
         orders = getattr(schedule, "pipeline_order_with_comms", None)
-        orders = orders or schedule._get_pipeline_order()
-        return _acting(orders[self.driven.line.rank])
+        return order_of((orders or schedule._get_pipeline_order())[self.driven.line.rank])
 
     def runs_backward_whole(self) -> bool:
         """Whether no backward pass is run in two halves, which blocks cannot stand in for."""
-        return all(action.letter in "FB" for action in self.ran)
+        return all(action.does.word in "FB" for action in self.ran.actions)
 
     def begin(self, num_micro_batches: int, *, folds: bool) -> int:
-        """How many micro batches are to be run, all unless it `folds`.
+        """How many micro batches are to be run: all, unless it `folds`.
 
         From then on the ledger hears of what the schedule for so many does.
         """
-        number = self._fewest(num_micro_batches) if folds else num_micro_batches
-        self.ran = self.ran or self.actions(number)
-        self._listen(number)
-        return number
-
-    def _fewest(self, num_micro_batches: int) -> int:
-        """The fewest micro batches whose step has every kind of action that the whole has."""
-        actions = self.actions(num_micro_batches)
-        wanted = set(kinds(actions))
-        if actions == one_f_one_b(actions, num_micro_batches, _warm_up(actions)):
-            for number in range(1, num_micro_batches):
-                for warm_up in range(1, min(number, _warm_up(actions)) + 1):
-                    shorter = one_f_one_b(actions, number, warm_up)
-                    if set(kinds(shorter)) == wanted:
-                        self._shorten(num_micro_batches, number, warm_up)
-                        self.ran = shorter
-                        return number
-            return num_micro_batches
-        schedule = self.driven.fitting(num_micro_batches)
-        for number in range(1, num_micro_batches):
-            if self.driven.fitting(number) != schedule:
-                continue
-            if _is_allowed(self, number) and set(kinds(self.actions(number))) == wanted:
-                return number
-        return num_micro_batches
-
-    def _shorten(self, num_micro_batches: int, number: int, warm_up: int) -> None:
-        """Have torch's 1F1B schedule run `number` micro batches, `warm_up` of them ahead, as on a
-        shorter pipeline: it asks for as many as it has stages.
-        """
-        schedule, held = self.driven.schedule_of(num_micro_batches)
-        del self.driven.schedules[num_micro_batches]  # it is asked for its order again
-        schedule._n_microbatches = number
-        schedule._num_stages = held[0].stage_index + warm_up
-        self.driven.schedules[number] = schedule, held
-
-    def _listen(self, num_micro_batches: int) -> None:
-        _, held = self.driven.schedule_of(num_micro_batches)
-        for stage in held:
+        self.ran = self.order(num_micro_batches)
+        number = self._shorten(num_micro_batches) if folds else num_micro_batches
+        for stage in self.driven.schedule_of(number)[1]:
             self._mark(stage, "forward_one_chunk", "F")
             self._mark(stage, "backward_one_chunk", "B")
             self._mark(stage, "backward_weight_one_chunk", "W")
+        return number
+
+    def _shorten(self, num_micro_batches: int) -> int:
+        """Have the schedule run as few micro batches as show every kind of action; so many."""
+        base = num_micro_batches
+        wanted = set(kinds(self.ran.actions))
+        for number in itertools.takewhile(
+            lambda n: n < num_micro_batches, (self.driven.group.size() << i for i in range(1, 32))
+        ):
+            if self._is_alike(number, num_micro_batches):
+                shorter = self.order(number)
+                if set(kinds(shorter.actions)) == wanted:
+                    base, self.ran = number, shorter
+                    break
+        self.ran = fewest(self.ran)
+        number = self.ran.num_micro_batches
+        if number < base:
+            self._put(base, number)
+        return number
+
+    def _is_alike(self, number: int, num_micro_batches: int) -> bool:
+        """Whether torch runs so many micro batches by the same schedule."""
+        if self.driven.fitting(number) != self.driven.fitting(num_micro_batches):
+            return False
+        try:
+            self.driven.schedule_of(number)
+        except ValueError:  # torch's schedules refuse some numbers
+            return False
+        return True
+
+    def _put(self, base: int, number: int) -> None:
+        """Have torch's schedule for `base` micro batches run those of `ran` alone."""
+        schedule, held = self.driven.schedules.pop(base)
+        schedule._n_microbatches = number
+        if hasattr(schedule, "pipeline_order_with_comms"):
+            rank = self.driven.line.rank
+            schedule.pipeline_order_with_comms[rank] = [*planned_as(self.ran)]
+        else:  # 1F1B: it asks for as many as it has stages after this
+            ahead = next(i for i, one in enumerate(self.ran.actions) if one.does.word != "F")
+            schedule._num_stages = held[0].stage_index + ahead
+        self.driven.schedules[number] = schedule, held
 
     def _mark(self, stage: Any, name: str, letter: str) -> None:
         method = getattr(stage, name)
@@ -133,57 +121,32 @@ class Pipeline:
         setattr(stage, name, marked)
 
 
-def _warm_up(actions: Sequence[Action]) -> int:
-    """How many forward passes come before the first backward pass."""
-    return next((i for i, one in enumerate(actions) if one.letter != "F"), len(actions))
-
-
-def one_f_one_b(actions: Sequence[Action], number: int, warm_up: int) -> list[Action]:
-    """The order of 1F1B on the stage of `actions`: forward passes ahead, then in turn.
-
-    Source: torch's `Schedule1F1B` (2.13); Narayanan et al. 2021, arXiv 2104.04473, section 2.2.1.
-    """
-    letters = ["F"] * warm_up + ["B", "F"] * (number - warm_up) + ["B"] * warm_up
-    counted = {letter: itertools.count() for letter in "FB"}
-    return [Action(actions[0].stage, letter, next(counted[letter])) for letter in letters]
-
-
-def _is_allowed(pipeline: Pipeline, number: int) -> bool:
-    try:
-        pipeline.driven.schedule_of(number)
-    except ValueError:  # torch's schedules refuse some numbers
-        return False
-    return True
-
-
-def _acting(order: Iterable[Any]) -> list[Action]:
-    """What stages compute, in order, each with what the schedule does besides before the next."""
+def order_of(planned: Iterable[Any]) -> Order:
+    """What torch's actions of a rank come to."""
+    lead: list[Deed] = []
     found: list[Action] = []
-    for action in _single(order):
-        stage, letter = action.stage_index, action.computation_type.value
-        if letter in KINDS:
-            found.append(Action(stage, letter, action.microbatch_index))
+    for action in _single(planned):
+        deed = Deed(action.stage_index, action.computation_type.value)
+        if deed.word in KINDS:
+            found.append(Action(deed, action.microbatch_index))
         elif found:
-            before = found[-1]
-            found[-1] = before._replace(then=(*before.then, f"{stage} {letter}"))
-    return found
+            found[-1] = found[-1]._replace(then=(*found[-1].then, deed))
+        else:
+            lead.append(deed)
+    return Order((*lead,), (*found,))
+
+
+def planned_as(order: Order) -> Iterator[Any]:
+    """`order` as torch's actions."""
+    from torch.distributed.pipelining.schedules import _Action, _ComputationType
+
+    for deed, micro_batch in order.deeds():
+        is_of_one = deed.word in KINDS or deed.word in GOES_WITH
+        kind = _ComputationType.from_str(deed.word)
+        yield _Action(deed.stage, kind, micro_batch if is_of_one else None)
 
 
 def _single(order: Iterable[Any]) -> Iterator[Any]:
     for action in order:
         if action is not None:
             yield from _single(action.sub_actions) if action.sub_actions else (action,)
-
-
-def kinds(actions: Sequence[Action]) -> list[Any]:
-    """By action what it is: itself, the ones before and after, and whether it is the first or the
-    last of its stage.
-    """
-    does = [action.does for action in actions]
-    first = {one: i for i, one in reversed([*enumerate(does)])}
-    last = {one: i for i, one in enumerate(does)}
-    before = [None, *((*action.does, action.then) for action in actions)]
-    return [
-        (one, actions[i].then, before[i], (*does[i + 1 : i + 2],), i == first[one], i == last[one])
-        for i, one in enumerate(does)
-    ]

@@ -5,6 +5,7 @@ schedule. Of many equal micro batches the fewest are run that show all that a st
 """
 
 import contextlib
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -156,7 +157,9 @@ def rehearse(program: Program, fake: FakeTensorMode, *, folds: bool) -> Rehearse
     is_whole = pipeline is None or pipeline.runs_backward_whole()
     runs = _hold(program, ledger, watching, folds and is_whole)
     telling = contextlib.nullcontext() if is_whole else telling_weights(runs)
-    with fake, noting_storage(ledger, module), telling:
+    with fake, noting_storage(ledger, module), telling, warnings.catch_warnings():
+        # blocks that tell of their passes hand on views, which nobody writes to
+        warnings.filterwarnings("ignore", "FSDP2-wrapped module")
         _take_tensors(program, ledger)
         stepper = WatchedStepper(
             ledger,
