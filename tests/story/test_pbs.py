@@ -73,3 +73,14 @@ def test_off_the_site_the_script_is_still_printed(site: str, tmp_path: Path) -> 
     done = run([sys.executable, "-m", "armillary.cli", *words], tmp_path)
     assert done.returncode == 2 and "qsub: not found" in done.stderr and "--dry-run" in done.stderr
     assert not (tmp_path / "jobs").exists()
+
+
+def test_ranks_without_samples_are_told_before_they_are_paid_for(site: str, tmp_path: Path) -> None:
+    words = ["submit", TROUBLE, "--site", site, "--nodes", "1", "--time", "1h", "--dry-run"]
+    words += ["--account", "mine", "--queue", "debug", "--option", "filesystems=home"]
+    enough = armillary(*words, "--set", "global_batch_size=1", folder=tmp_path)
+    assert enough["ranks"] == 1 and not enough["advice"]
+    words[words.index("--nodes") + 1] = "2"
+    idle = armillary(*words, "--set", "global_batch_size=1", folder=tmp_path)
+    assert "global_batch_size is 1, for 2 ranks to share: 1 have nothing to do" in idle["advice"]
+    assert f"# Note: {idle['advice']}" in idle["script"]

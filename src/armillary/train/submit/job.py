@@ -20,7 +20,9 @@ DOCUMENT, SCRIPT, LOG, EXIT_CODE, PLAN = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Job(Document):
-    """A submitted job. `number` is the batch system's; empty where the script was only printed."""
+    """A submitted job. `number` is the batch system's; empty where the script was only printed.
+    `advice` is what its owner should think of before it runs.
+    """
 
     what: ClassVar[str] = "job"
     name: str
@@ -33,6 +35,7 @@ class Job(Document):
     layout: str
     time_s: int
     created_utc: str
+    advice: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

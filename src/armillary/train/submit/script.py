@@ -41,6 +41,7 @@ class Asked:
     time_s: int
     queue: str
     options: dict[str, str]
+    advice: str = ""
 
     @property
     def num_ranks(self) -> int:
@@ -256,6 +257,7 @@ def _heading(asked: Asked) -> list[str]:
         f"# {site.title}: {asked.num_ranks:,} ranks on {asked.nodes:,} nodes, {asked.layout}.",
         "# Written by `armillary submit`; each line of the site's has its source beside it.",
     ]
+    found += [f"# Note: {asked.advice}"] if asked.advice else []
     notes = chosen(site.notes, has_container=bool(asked.words.container))
     found += [f"# Note: {line.text}  ({line.source})" for line in notes]
     return found + [f"# Not known, and so left out: {text}" for text in site.unknown]

@@ -86,6 +86,8 @@ def submit(
     elif folder is None:
         typer.echo(script, nl=False)
     else:
+        if job.advice:
+            typer.echo(job.advice, err=True)
         typer.echo(f"job {job.number} of {job.ranks:,} ranks at {job.site}: {folder}")
         typer.echo(f"armillary status {folder}\narmillary logs -f {folder}")
 
