@@ -111,7 +111,7 @@ def test_a_difference_is_told_with_its_module() -> None:
             "pipeline=2,pipeline.schedule=interleaved_zero_bubble,sharded=2,micro_batch_size=4",
             3,
         ),
-        ("gpt", 36, "pipeline=2,pipeline.schedule=dualpipev,tensor=2,micro_batch_size=4", 0),
+        ("gpt", 36, "pipeline=2,pipeline.schedule=dualpipev,micro_batch_size=4", 0),
         ("moe", 8, "expert=2,sharded=2", 1),
     ],
 )

@@ -74,5 +74,6 @@ def _advice(asked: Asked, batch_size: int) -> str:
         return ""
     return (
         f"global_batch_size is {batch_size:,}, for {shares:,} ranks to share: "
-        f"{shares - batch_size:,} have nothing to do; raise it, or ask `armillary plan` for a layout"
+        f"{shares - batch_size:,} have nothing to do; raise it, or ask `armillary plan` for a "
+        "layout"
     )
