@@ -21,6 +21,9 @@ TRIES = 20
 """So many choices of segments are tried that come to the same."""
 CUTS, SUMS = 500, 2000
 """So many cuts are tried in a row, and ways to add segments up."""
+COUNTED = ("passes", "halves", "batches")
+"""Forward passes without a backward pass, passes without that for weights, and micro batches that
+one stage has and another has not."""
 Segment = tuple[int, int]
 Balance = tuple[int, ...]
 """How many passes, halves of them and messages there are beyond those that they go with."""
@@ -242,10 +245,14 @@ def _balances(order: Order) -> list[Balance]:
     for action in order.actions:
         for deed in (action.does, *action.then):
             for word, sign in _counts(deed.word):
-                if (one := Deed(deed.stage, word)) in used or word in ("passes", "halves"):
+                if (one := Deed(deed.stage, word)) in used or word in COUNTED:
                     found[one] += sign
         before.append(found.copy())
-    return [tuple(one[word] for word in found) for one in before]
+    first = Deed(min(action.does.stage for action in order.actions), "batches")
+    return [
+        tuple(one[deed] - (one[first] if deed.word == "batches" else 0) for deed in found)
+        for one in before
+    ]
 
 
 def _counts(word: str) -> Iterator[tuple[str, int]]:
@@ -255,6 +262,8 @@ def _counts(word: str) -> Iterator[tuple[str, int]]:
         return
     if word in "IW":
         yield "halves", 1 if word == "I" else -1
+    if word == "F":
+        yield "batches", 1
     if word != "W":
         yield "passes", 1 if word == "F" else -1
         yield from ((sent, -1) for sent, passes in GOES_WITH.items() if word in passes)

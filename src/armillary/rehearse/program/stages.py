@@ -1,14 +1,13 @@
 """The stages of one rank, driven by torch's own schedule: what is run when, and how often."""
 
 import functools
-import itertools
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 from armillary.axes.stages.driven import Driven
 from armillary.axes.stages.foreseen import Foresight
 from armillary.rehearse.program.build import Program
-from armillary.rehearse.program.fewer import GOES_WITH, Action, Deed, Order, fewest, kinds
+from armillary.rehearse.program.fewer import GOES_WITH, Action, Deed, Order, fewest, kinds, numbered
 from armillary.rehearse.program.ledger import BACKWARD, BETWEEN, FORWARD, Ledger, Mark
 
 KINDS = {"F": FORWARD, "B": BACKWARD, "I": BACKWARD, "W": BACKWARD}
@@ -47,7 +46,9 @@ class Pipeline:
         """What the stages of this rank do in a step."""
         schedule, _ = self.driven.schedule_of(num_micro_batches)
         orders = getattr(schedule, "pipeline_order_with_comms", None)
-        return order_of((orders or schedule._get_pipeline_order())[self.driven.line.rank])
+        found = order_of((orders or schedule._get_pipeline_order())[self.driven.line.rank])
+        # torch 2.13 counts the forward passes of 1F1B's last stage from 1
+        return numbered(found, found.actions) or found
 
     def runs_backward_whole(self) -> bool:
         """Whether no backward pass is run in two halves, which blocks cannot stand in for."""
@@ -70,9 +71,9 @@ class Pipeline:
         """Have the schedule run as few micro batches as show every kind of action; so many."""
         base = num_micro_batches
         wanted = set(kinds(self.ran.actions))
-        for number in itertools.takewhile(
-            lambda n: n < num_micro_batches, (self.driven.group.size() << i for i in range(1, 32))
-        ):
+        degree = self.driven.group.size()
+        several = {3, 4, *(degree << i for i in range(num_micro_batches.bit_length()))}
+        for number in sorted(n for n in several if n < num_micro_batches):
             if self._is_alike(number, num_micro_batches):
                 shorter = self.order(number)
                 if set(kinds(shorter.actions)) == wanted:
