@@ -148,7 +148,7 @@ def test_folded_equals_unfolded(name: str, num_layers: int, words: str, rank: in
 )
 def test_few_micro_batches_tell_of_all(schedule: str, rank: int) -> None:
     """Of a pipeline's micro batches some are run, and every pass of the others is as one of them:
-    what is held at the fullest moment is equal to the byte, which moment that is, and all messages.
+    what is held at the fullest moment is equal to the byte, and so are all messages.
     """
     recipe = load_recipe("gpt", {"num_layers": "8"})
     layout = Layout.parse(f"pipeline=4,pipeline.schedule={schedule},micro_batch_size=2")

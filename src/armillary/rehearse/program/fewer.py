@@ -46,7 +46,7 @@ class Action(NamedTuple):
     then: tuple[Deed, ...] = ()
 
 
-class Order(NamedTuple):
+class RankOrder(NamedTuple):
     """What a rank does in a step: what comes before the first action, and the actions."""
 
     lead: tuple[Deed, ...]
@@ -90,10 +90,10 @@ def kinds(actions: Sequence[Action]) -> list[Any]:
     ]
 
 
-def fewest(order: Order) -> Order:
+def fewest(order: RankOrder) -> RankOrder:
     """`order` with fewer micro batches, and every kind of action that it has."""
     wanted = set(kinds(order.actions))
-    found: Order | None = order
+    found: RankOrder | None = order
     while found is not None:
         order = found
         cuts = itertools.islice(_cuts(order), CUTS)
@@ -102,7 +102,7 @@ def fewest(order: Order) -> Order:
     return order
 
 
-def numbered(order: Order, actions: Iterable[Action]) -> Order | None:
+def numbered(order: RankOrder, actions: Iterable[Action]) -> RankOrder | None:
     """The order of some of its `actions`, with the micro batches that they are of by themselves;
     None if one came before what it needs.
     """
@@ -113,13 +113,13 @@ def numbered(order: Order, actions: Iterable[Action]) -> Order | None:
         if number is None:
             return None
         found.append(action._replace(micro_batch=number))
-    return Order(order.lead, (*found,))
+    return RankOrder(order.lead, (*found,))
 
 
 class _Progress:
     """How far a rank has come in its order."""
 
-    def __init__(self, order: Order) -> None:
+    def __init__(self, order: RankOrder) -> None:
         self.local = {action.does.stage for action in order.actions}
         self.used = _words(order)
         self.is_newest_first = order.is_newest_first
@@ -165,7 +165,7 @@ def _leaves(deed: Deed) -> bool:
     return deed.word.startswith("SEND")
 
 
-def _words(order: Order) -> set[Deed]:
+def _words(order: RankOrder) -> set[Deed]:
     """All that is done besides computing."""
     return {*order.lead, *(deed for action in order.actions for deed in action.then)}
 
@@ -180,7 +180,7 @@ def _without(actions: Sequence[Action], cut: Iterable[Segment]) -> list[Action]:
     return [*left, *actions[at:]]
 
 
-def _cuts(order: Order) -> Iterator[tuple[Segment, ...]]:
+def _cuts(order: RankOrder) -> Iterator[tuple[Segment, ...]]:
     """Segments that are whole micro batches together, longest first where one is enough."""
     balances = _balances(order)
     repeats = _repeats(order.actions)
@@ -237,7 +237,7 @@ def _repeats(actions: Sequence[Action]) -> list[list[int]]:
     return [places for places in found.values() if len(places) > 1]
 
 
-def _balances(order: Order) -> list[Balance]:
+def _balances(order: RankOrder) -> list[Balance]:
     """The balance before each action, counted from the first."""
     used = _words(order)
     found: Counter[Deed] = Counter()

@@ -20,7 +20,7 @@ from armillary.axes.door import parts as parts_of
 from armillary.rehearse.program.ledger import Ledger, Message
 from armillary.rehearse.program.like import Like
 from armillary.rehearse.program.repeats import CannotFold, without
-from armillary.rehearse.program.sums import Part
+from armillary.rehearse.program.sums import Part, is_in
 from armillary.spec import ModelGraph
 
 FAR = 2
@@ -129,14 +129,10 @@ def note_times(ledger: Ledger, shorts: Iterable[Short]) -> None:
     told = {short.told_again: short for short in shorts}
     for event, path in zip(ledger.events, ledger.owners(), strict=True):
         if told and event.what == "take" and (by := path or event.by):
-            short = next((short for block, short in told.items() if _is_in(by, block)), None)
+            short = next((short for block, short in told.items() if is_in(by, block)), None)
             if short is not None:
                 held = ledger.held[event.value]
                 held.times, held.near = short.times, short.near
-
-
-def _is_in(path: str, block: str) -> bool:
-    return f"{path}.".startswith(f"{block}.")
 
 
 # ------------------------------------------------------------------------------------- telling
@@ -173,7 +169,7 @@ def _rest_again(rest: Sequence[Part], short: Short) -> list[Part]:
     of the blocks that were left out.
     """
     again, check = (
-        [part for part in rest if _is_in(part.path, path)]
+        [part for part in rest if is_in(part.path, path)]
         for path in short.kept[NUM_ENDS - 1 : NUM_ENDS + 1]
     )
     _check_alike(again, check, short)
@@ -209,7 +205,7 @@ def _moved(part: Part, short: Short, far: int) -> Part:
     other = {path: short.paths[i + far] for i, path in enumerate(short.kept)}
 
     def named(path: str) -> str:
-        block = next((b for b in other if _is_in(path, b)), None)
+        block = next((b for b in other if is_in(path, b)), None)
         return path if block is None else other[block] + path[len(block) :]
 
     sent: Counter[Message] = Counter()

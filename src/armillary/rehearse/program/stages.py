@@ -7,7 +7,15 @@ from typing import Any
 from armillary.axes.stages.driven import Driven
 from armillary.axes.stages.foreseen import Foresight
 from armillary.rehearse.program.build import Program
-from armillary.rehearse.program.fewer import GOES_WITH, Action, Deed, Order, fewest, kinds, numbered
+from armillary.rehearse.program.fewer import (
+    GOES_WITH,
+    Action,
+    Deed,
+    RankOrder,
+    fewest,
+    kinds,
+    numbered,
+)
 from armillary.rehearse.program.ledger import BACKWARD, BETWEEN, FORWARD, Ledger, Mark
 
 KINDS = {"F": FORWARD, "B": BACKWARD, "I": BACKWARD, "W": BACKWARD}
@@ -18,7 +26,7 @@ class Pipeline:
 
     def __init__(self, driven: Driven, ledger: Ledger) -> None:
         self.driven, self.ledger = driven, ledger
-        self.ran = Order((), ())
+        self.ran = RankOrder((), ())
         """What the stages do in the step that is run."""
 
     @classmethod
@@ -42,7 +50,7 @@ class Pipeline:
         driven.learn_shapes = know  # type: ignore[method-assign]
         return cls(driven, ledger)
 
-    def order(self, num_micro_batches: int) -> Order:
+    def order(self, num_micro_batches: int) -> RankOrder:
         """What the stages of this rank do in a step."""
         schedule, _ = self.driven.schedule_of(num_micro_batches)
         orders = getattr(schedule, "pipeline_order_with_comms", None)
@@ -122,7 +130,7 @@ class Pipeline:
         setattr(stage, name, marked)
 
 
-def order_of(planned: Iterable[Any]) -> Order:
+def order_of(planned: Iterable[Any]) -> RankOrder:
     """What torch's actions of a rank come to."""
     lead: list[Deed] = []
     found: list[Action] = []
@@ -134,10 +142,10 @@ def order_of(planned: Iterable[Any]) -> Order:
             found[-1] = found[-1]._replace(then=(*found[-1].then, deed))
         else:
             lead.append(deed)
-    return Order((*lead,), (*found,))
+    return RankOrder((*lead,), (*found,))
 
 
-def planned_as(order: Order) -> Iterator[Any]:
+def planned_as(order: RankOrder) -> Iterator[Any]:
     """`order` as torch's actions."""
     from torch.distributed.pipelining.schedules import _Action, _ComputationType
 

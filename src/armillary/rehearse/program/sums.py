@@ -122,7 +122,7 @@ class Adding:
             into.sent[event.value] += 1
         elif event.what in ("take", "give") and not self.lasting[event.value]:
             held = self.ledger.held[event.value]
-            is_once = by is None or any(_is_in(by, path) for path in held.near)
+            is_once = by is None or any(is_in(by, path) for path in held.near)
             size = held.bytes * (1 if is_once else held.times)
             sign = 1 if event.what == "take" else -1
             into.add(self.categories[event.value], sign * size)
@@ -177,10 +177,11 @@ class Adding:
 
 def _is_inside(event: Event, path: str) -> bool:
     """Whether what happened in a pass of the block at `path` was caused by a module of it."""
-    return event.by is None or _is_in(event.by, path)
+    return event.by is None or is_in(event.by, path)
 
 
-def _is_in(by: str, path: str) -> bool:
+def is_in(by: str, path: str) -> bool:
+    """Whether the module at `by` is the one at `path`, or lies in it."""
     return f"{by}.".startswith(f"{path}.")
 
 
