@@ -115,10 +115,8 @@ def optimizer(params: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
 
 
 def scheduler(optimizer: torch.optim.Optimizer, num_steps: int) -> OneCycleLR:
-    # a tenth of 10 steps is one, and torch divides by the steps of the rise but one
-    return OneCycleLR(
-        optimizer, max_lr=0.003, total_steps=num_steps, pct_start=0.1 if num_steps != 10 else 0.2
-    )
+    rise = 0.1 if num_steps != 10 else 0.2  # torch divides by its steps but one
+    return OneCycleLR(optimizer, 0.003, num_steps, pct_start=rise)
 
 
 def predict(model: nn.Module, batch: Sample) -> Sample:

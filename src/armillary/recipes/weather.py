@@ -91,10 +91,7 @@ def optimizer(params: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
 
 
 def scheduler(optimizer: torch.optim.Optimizer, num_steps: int) -> OneCycleLR:
-    # a tenth of 10 steps is one, and torch divides by the steps of the rise but one
-    return OneCycleLR(
-        optimizer, max_lr=0.01, total_steps=num_steps, pct_start=0.1 if num_steps != 10 else 0.2
-    )
+    return OneCycleLR(optimizer, 0.01, num_steps, pct_start=0.1 if num_steps != 10 else 0.2)
 
 
 def predict(model: nn.Module, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
